@@ -1,0 +1,1 @@
+"""trainvitals: the vital signs of a training run."""

@@ -1,0 +1,195 @@
+"""Every metric trainvitals exposes: its name, type, labels and meaning, in one table.
+
+The hooks write only metrics named here, the exporter serves only metrics named here, and the reference page, the
+dashboards' and the rules' lints are checked against it. A new metric is one more entry. A released name is never
+changed or reused for another meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+MetricType = Literal["gauge", "counter", "histogram"]
+
+PREFIX: Final = "trainvitals_"
+
+RUN_STATES: Final = ("starting", "running", "finished", "failed", "killed", "out_of_memory")
+FINAL_STATES: Final = RUN_STATES[2:]
+PHASES: Final = ("data_wait", "forward", "backward", "optimizer", "other")
+GRADIENT_ANOMALIES: Final = ("explosion", "vanishing", "nonfinite")
+LOSS_ANOMALIES: Final = ("spike", "nonfinite")
+PROCESS_ROLES: Final = ("main", "dataloader_worker", "other")
+
+# From a tiny model's step on a fast GPU (1 ms) to a large model's accumulated step (1 min).
+ITERATION_SECONDS_BUCKETS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a metric is about: the labels that every metric of this scope carries before its own."""
+
+    name: str
+    labels: tuple[str, ...]
+    about: str
+
+
+RUN: Final = Scope("run", ("run",), "Facts about a whole run, whatever its number of ranks.")
+RANK: Final = Scope("rank", ("run", "rank"), "Written by the hooks in each training process (rank).")
+PROCESS: Final = Scope("process", ("run", "rank", "role"), "The process tree of a run, seen from outside.")
+GPU: Final = Scope("gpu", ("uuid", "gpu"), "Each NVIDIA GPU, through NVML.")
+HOST: Final = Scope("host", (), "The machine.")
+EXPORTER: Final = Scope("exporter", (), "The exporter itself.")
+SCOPES: Final = (RUN, RANK, PROCESS, GPU, HOST, EXPORTER)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric family. `name` is the full name; `labels` are its own labels, beside those of its scope."""
+
+    scope: Scope
+    name: str
+    type: MetricType
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """The label names of a sample, in the order in which they are rendered."""
+        return self.scope.labels + self.labels
+
+
+def _metric(scope: Scope, name: str, type_: MetricType, help_: str, *labels: str) -> Metric:
+    return Metric(scope, PREFIX + name, type_, help_, labels)
+
+
+METRICS: Final = (
+    # A whole run.
+    _metric(RUN, "run_start_timestamp_seconds", "gauge", "Unix time at which the run started."),
+    _metric(RUN, "run_state", "gauge", "1 for the state that the run is in, 0 for the others.", "state"),
+    _metric(RUN, "run_exit_code", "gauge", "Exit code of the run's command; 128 + N when signal N ended it."),
+    _metric(
+        RUN, "run_end_info", "gauge",
+        "How an ended run ended: the signal it was sent and the exception it died of; empty where there was none.",
+        "signal", "exception",
+    ),
+    # A rank: identity.
+    _metric(
+        RANK, "run_info", "gauge", "1; what this rank is. The process id is as the training process sees it.",
+        "run_id", "pid", "script", "torch_version", "cuda_version",
+    ),
+    _metric(RANK, "world_size", "gauge", "Number of ranks that train together."),
+    _metric(RANK, "run_gpu_info", "gauge", "1 for each GPU that this rank computes on; joins runs to GPU metrics.", "uuid"),
+    # A rank: progress.
+    _metric(RANK, "iterations_total", "counter", "Training batches done. Evaluation batches are not counted."),
+    _metric(RANK, "iteration_seconds", "histogram", "Wall time of an iteration, from one batch fetch to the next."),
+    _metric(RANK, "last_iteration_timestamp_seconds", "gauge", "Unix time at which the newest iteration ended."),
+    _metric(
+        RANK, "heartbeat_timestamp_seconds", "gauge",
+        "Unix time of the newest sign of life: a training or evaluation batch, a backward or an optimizer step.",
+    ),
+    _metric(
+        RANK, "phase_seconds_total", "counter",
+        "Wall time (host clock) that training spent in each phase. The phases add up to the wall time since the first "
+        "batch; time outside training iterations, such as evaluation, is in 'other'.",
+        "phase",
+    ),
+    _metric(RANK, "optimizer_steps_total", "counter", "Steps that the optimizer made; skipped ones are not counted.", "optimizer"),
+    _metric(
+        RANK, "optimizer_info", "gauge", "1; the class of an optimizer and the number of parameters (elements) it trains.",
+        "optimizer", "class", "parameters",
+    ),
+    # A rank: maths.
+    _metric(RANK, "loss", "gauge", "Value of the last backward before the optimizer's step, without the AMP scale.", "optimizer"),
+    _metric(
+        RANK, "loss_anomalies_total", "counter",
+        "Steps whose loss was more than 1000 times the median magnitude of recent ones (spike), or NaN or infinite (nonfinite).",
+        "optimizer", "kind",
+    ),
+    _metric(
+        RANK, "gradient_norm", "gauge",
+        "Global 2-norm of the gradients of the optimizer's own parameters at its step, before clipping and without the AMP scale.",
+        "optimizer",
+    ),
+    _metric(RANK, "gradient_norm_max", "gauge", "Largest gradient norm of the last 60 seconds of training.", "optimizer"),
+    _metric(RANK, "gradient_norm_baseline", "gauge", "Median gradient norm of the last 256 measured steps.", "optimizer"),
+    _metric(
+        RANK, "gradient_anomalies_total", "counter",
+        "Steps whose gradient norm left its own baseline: over 10 times the median (explosion), under a thousandth of it "
+        "(vanishing), or NaN or infinite (nonfinite).",
+        "optimizer", "kind",
+    ),
+    _metric(RANK, "learning_rate", "gauge", "Learning rate of a parameter group at the last step.", "optimizer", "group"),
+    _metric(RANK, "scalar", "gauge", "Last value of a scalar sent to TensorBoard or trainvitals.log().", "tag"),
+    _metric(RANK, "amp_scale", "gauge", "Loss scale of the AMP GradScaler; absent while it is off."),
+    _metric(
+        RANK, "amp_skipped_steps_total", "counter",
+        "Steps that the AMP GradScaler skipped because the scaled gradients were not finite.",
+        "optimizer",
+    ),
+    # A rank: memory of its GPU.
+    _metric(RANK, "cuda_memory_allocated_bytes", "gauge", "Memory in use by tensors on this device, at an iteration boundary.", "device"),
+    _metric(RANK, "cuda_memory_reserved_bytes", "gauge", "Memory that PyTorch's caching allocator took from the driver.", "device"),
+    _metric(RANK, "cuda_memory_inactive_split_bytes", "gauge", "Free parts of split blocks that the allocator cannot return.", "device"),
+    _metric(
+        RANK, "cuda_memory_allocated_floor_bytes", "gauge",
+        "Lowest memory in use at a training iteration's boundary within the last 60 seconds; a leak lifts it.",
+        "device",
+    ),
+    # A rank: input pipeline.
+    _metric(RANK, "dataloader_workers", "gauge", "num_workers of the DataLoader that training reads from."),
+    _metric(RANK, "dataloader_batch_size", "gauge", "Batch size of that DataLoader; absent when a batch sampler decides it."),
+    _metric(RANK, "dataloader_prefetch_factor", "gauge", "Batches that each worker prepares ahead; absent without workers."),
+    _metric(RANK, "dataloader_pin_memory", "gauge", "1 if that DataLoader copies batches into pinned memory, else 0."),
+    # A rank: the hooks themselves.
+    _metric(RANK, "hook_seconds_total", "counter", "Time that trainvitals' own hooks took in this process."),
+    _metric(RANK, "hook_errors_total", "counter", "Errors inside a hook; after repeated errors the hook is switched off.", "hook"),
+    _metric(RANK, "series_dropped_total", "counter", "Series not recorded: over the limit, or with an unusable name.", "reason"),
+    # The process tree of a run.
+    _metric(PROCESS, "process_cpu_seconds_total", "counter", "CPU time used by the live processes of this role and by those that have ended."),
+    _metric(PROCESS, "process_resident_bytes", "gauge", "Resident memory of these processes; shared pages are counted in each of them."),
+    _metric(PROCESS, "process_count", "gauge", "Number of these processes by state; blocked is uninterruptible sleep (D).", "state"),
+    # GPUs.
+    _metric(GPU, "gpu_info", "gauge", "1; what this GPU is.", "name", "driver_version", "cuda_version", "pci_bus_id"),
+    _metric(GPU, "gpu_utilization_ratio", "gauge", "Share of the driver's last sample period in which a kernel was running."),
+    _metric(GPU, "gpu_memory_bandwidth_utilization_ratio", "gauge", "Share of that period in which device memory was read or written."),
+    _metric(GPU, "gpu_memory_total_bytes", "gauge", "Memory of the GPU."),
+    _metric(GPU, "gpu_memory_used_bytes", "gauge", "Memory in use by all processes."),
+    _metric(GPU, "gpu_memory_free_bytes", "gauge", "Memory that is free."),
+    _metric(GPU, "gpu_memory_reserved_bytes", "gauge", "Memory that driver and firmware keep for themselves."),
+    _metric(GPU, "gpu_power_watts", "gauge", "Power draw; on recent GPUs the driver's one-second average."),
+    _metric(GPU, "gpu_power_limit_watts", "gauge", "Power limit in force."),
+    _metric(GPU, "gpu_energy_joules_total", "counter", "Energy used since the driver was loaded."),
+    _metric(GPU, "gpu_temperature_celsius", "gauge", "Temperature of the GPU die."),
+    # The host.
+    _metric(HOST, "host_cpu_seconds_total", "counter", "CPU time by core and mode.", "cpu", "mode"),
+    _metric(HOST, "host_load1", "gauge", "Load average of the last minute."),
+    _metric(HOST, "host_memory_total_bytes", "gauge", "Memory of the host."),
+    _metric(HOST, "host_memory_available_bytes", "gauge", "Memory that can be had without swapping."),
+    _metric(HOST, "host_swap_total_bytes", "gauge", "Swap space."),
+    _metric(HOST, "host_swap_free_bytes", "gauge", "Swap space that is free."),
+    _metric(
+        HOST, "host_pressure_seconds_total", "counter",
+        "Time in which some or all (full) tasks waited for a resource: the kernel's pressure stall information.",
+        "resource", "kind",
+    ),
+    _metric(HOST, "host_disk_read_bytes_total", "counter", "Bytes read from a disk.", "device"),
+    _metric(HOST, "host_disk_written_bytes_total", "counter", "Bytes written to a disk.", "device"),
+    _metric(HOST, "host_disk_busy_seconds_total", "counter", "Time in which the disk had a request in flight.", "device"),
+    _metric(HOST, "host_disk_info", "gauge", "1; whether the disk rotates (1) or is solid state (0).", "device", "rotational"),
+    _metric(HOST, "host_filesystem_size_bytes", "gauge", "Size of a filesystem.", "mountpoint"),
+    _metric(HOST, "host_filesystem_avail_bytes", "gauge", "Space left for unprivileged users.", "mountpoint"),
+    # The exporter.
+    _metric(EXPORTER, "exporter_build_info", "gauge", "1; the version of the exporter and of its Python.", "version", "python_version"),
+    _metric(EXPORTER, "collector_success", "gauge", "1 if the collector's newest collection succeeded, else 0.", "collector"),
+    _metric(EXPORTER, "collector_duration_seconds", "gauge", "How long the collector's newest collection took.", "collector"),
+    _metric(
+        EXPORTER, "collector_last_success_timestamp_seconds", "gauge",
+        "Unix time of the collector's last success; absent until the first.", "collector",
+    ),
+    _metric(EXPORTER, "exporter_run_files_rejected", "gauge", "Run files that were found but not trusted or not readable.", "reason"),
+)  # fmt: skip
+
+BY_NAME: Final = {metric.name: metric for metric in METRICS}

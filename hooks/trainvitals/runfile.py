@@ -1,0 +1,266 @@
+"""The run file: how values leave a training process without locks, threads, system calls or formatting.
+
+Each process of a run maps one file into memory and stores plain doubles in it; the exporter reads it as it pleases.
+The file outlives its process, so that the last values before a crash can still be scraped.
+
+Format (native byte order; every offset is a multiple of 8)::
+
+    0   8s   magic, b"trnvital"
+    8   u32  format version, 1
+    12  u32  committed: length in bytes of the header and all complete entries
+    16  i32  rank, -1 while there is none
+    20  i32  process id, as the writing process sees it
+    24  40x  reserved, zero
+    64       entries, one after the other:
+             u32  length of the key in bytes
+             4x   reserved, zero
+             key  UTF-8 JSON: [metric name, {label: value}], padded to 8 with spaces
+             f64  value
+
+The first entry is ``["identity", {...}]``; its value is the Unix time of creation. An entry is complete before
+`committed` covers it and its key never changes after, so a reader needs no lock and may remember keys by their offset.
+A value is one aligned 8-byte store, so it is never seen half written.
+
+A living process holds an exclusive POSIX record lock on its file. The kernel drops it when the process ends, however it
+ends, and it tells a reader in another PID namespace which process holds it: no stale pid can be taken for a live run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import mmap
+import os
+import stat
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+MAGIC: Final = b"trnvital"
+VERSION: Final = 1
+SUFFIX: Final = ".vitals"
+CAPACITY: Final = 256 * 1024
+_MAX_SIZE: Final = 4 * CAPACITY
+_MAX_LABEL_LENGTH: Final = 512
+_HEADER: Final = struct.Struct("=8sIIii40x")
+_ENTRY: Final = struct.Struct("=I4x")
+_COMMITTED_OFFSET: Final = 12
+_RANK_OFFSET: Final = 16
+# struct flock of Linux on 64-bit machines: l_type, l_whence, l_start, l_len, l_pid
+_FLOCK: Final = struct.Struct("@hhqqi4x")
+
+
+class RunFileFull(Exception):
+    """The file has no room for another series."""
+
+
+class InvalidRunFile(Exception):
+    """The file cannot be read or trusted. `reason` is a short fixed word, fit for a metric's label."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who writes a run file: the run, and this process's part in it ("launcher" or "rank")."""
+
+    run_id: str
+    run: str
+    kind: str
+    script: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One value in a run file. A histogram's bucket holds its own count, not yet that of the smaller ones."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """What a reader sees of a run file. `alive_pid` is None once the process has ended."""
+
+    path: Path
+    identity: Identity
+    rank: int
+    pid: int
+    alive_pid: int | None
+    created: float
+    samples: list[Sample]
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """The value of one series, or None where the file has none."""
+        wanted = tuple(sorted(labels.items()))
+        return next((s.value for s in self.samples if s.name == name and s.labels == wanted), None)
+
+
+class RunFileWriter:
+    """A run file that this process writes.
+
+    Store with ``writer.values[slot] = float``, where `slot` comes from `slot()`. Raises OSError where the file cannot
+    be made; the space is allocated at once, because a full disk would otherwise kill the process at a later store.
+    """
+
+    def __init__(self, directory: Path, identity: Identity, rank: int = -1) -> None:
+        self.identity = identity
+        pid = os.getpid()
+        self.path = directory / f"{identity.run_id}.{identity.kind}.{pid}{SUFFIX}"
+        temporary = self.path.with_suffix(".new")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        self._fd = os.open(temporary, flags, 0o600)
+        try:
+            _allocate(self._fd)
+            self._map = mmap.mmap(self._fd, CAPACITY)
+            _HEADER.pack_into(self._map, 0, MAGIC, VERSION, _HEADER.size, rank, pid)
+            self.values = memoryview(self._map).cast("d")
+            self._committed = _HEADER.size
+            self._slots: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+            about = {"run_id": identity.run_id, "run": identity.run, "kind": identity.kind, "script": identity.script}
+            self.slot("identity", time.time(), **about)
+            if fcntl is not None:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.rename(self.path)  # readers see no file before it is whole and locked
+        except BaseException:
+            os.close(self._fd)
+            temporary.unlink()
+            raise
+
+    def slot(self, name: str, initial: float = 0.0, **labels: str) -> int:
+        """The index in `values` of a series, added with the value `initial` when new. Raises RunFileFull."""
+        key = (name, tuple(sorted(labels.items())))
+        known = self._slots.get(key)
+        if known is not None:
+            return known
+        text = json.dumps([name, {k: v[:_MAX_LABEL_LENGTH] for k, v in key[1]}], separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        end = self._committed + _ENTRY.size + len(text) + 8
+        if end > CAPACITY:
+            raise RunFileFull(f"{self.path.name} is full at {len(self._slots)} series")
+        _ENTRY.pack_into(self._map, self._committed, len(text))
+        self._map[self._committed + _ENTRY.size : end - 8] = text
+        slot = (end - 8) // 8
+        self.values[slot] = initial
+        struct.pack_into("=I", self._map, _COMMITTED_OFFSET, end)
+        self._committed = end
+        self._slots[key] = slot
+        return slot
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Store a value by name: for what changes rarely."""
+        self.values[self.slot(name, value, **labels)] = value
+
+    def set_rank(self, rank: int) -> None:
+        """Tell which rank this process is, once that is known."""
+        struct.pack_into("=i", self._map, _RANK_OFFSET, rank)
+
+    def close(self) -> None:
+        """Let go of the file, and of its lock. It stays in the directory with its last values."""
+        self.values.release()
+        self._map.close()
+        os.close(self._fd)
+
+
+def _allocate(fd: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, CAPACITY)
+    else:
+        os.write(fd, bytes(CAPACITY))
+        os.lseek(fd, 0, os.SEEK_SET)
+
+
+def read(path: Path, owner: int) -> RunFile:
+    """Read a run file that has to belong to the user `owner`.
+
+    Raises InvalidRunFile for anything else than a well-formed regular file of bounded size, and OSError (FileNotFoundError
+    when it has just been removed).
+    """
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        fd = os.open(path, flags)
+    except OSError as error:
+        if path.is_symlink():
+            raise InvalidRunFile("symlink", str(path)) from error
+        raise
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidRunFile("not_a_file", str(path))
+        if status.st_uid != owner:
+            raise InvalidRunFile("foreign_owner", f"{path} belongs to user {status.st_uid}, its folder to {owner}")
+        if status.st_size > _MAX_SIZE:
+            raise InvalidRunFile("too_large", f"{path} has {status.st_size} bytes")
+        data = os.read(fd, _HEADER.size)
+        if len(data) == _HEADER.size:
+            data += os.read(fd, min(_HEADER.unpack(data)[2], _MAX_SIZE))
+        holder = _lock_holder(fd)
+    finally:
+        os.close(fd)
+    return _parse(path, data, holder)
+
+
+def _lock_holder(fd: int) -> int | None:
+    """The process that holds the file's lock, None when it is dead, 0 when it is in a PID namespace out of sight."""
+    if fcntl is None or not sys.platform.startswith("linux"):
+        return 0
+    query = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, query))
+    return None if kind == fcntl.F_UNLCK else int(pid)
+
+
+def _parse(path: Path, data: bytes, holder: int | None) -> RunFile:
+    if len(data) < _HEADER.size:
+        raise InvalidRunFile("truncated", f"{path} has {len(data)} bytes")
+    magic, version, committed, rank, pid = _HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise InvalidRunFile("not_a_run_file", str(path))
+    if version != VERSION:
+        raise InvalidRunFile("unknown_version", f"{path} has version {version}, this reader knows {VERSION}")
+    if committed > len(data):
+        raise InvalidRunFile("truncated", f"{path} has {len(data)} of {committed} bytes")
+    samples = []
+    offset = _HEADER.size
+    while offset < committed:
+        sample, offset = _parse_entry(path, data, offset, committed)
+        samples.append(sample)
+    if not samples or samples[0].name != "identity":
+        raise InvalidRunFile("malformed", f"{path} does not tell its run")
+    about = dict(samples[0].labels)
+    try:
+        identity = Identity(**about)
+    except TypeError as error:
+        raise InvalidRunFile("malformed", f"{path}: {error}") from error
+    if not identity.run_id or not identity.run or not math.isfinite(samples[0].value):
+        raise InvalidRunFile("malformed", f"{path} does not tell its run")
+    return RunFile(path, identity, rank, pid, holder, samples[0].value, samples[1:])
+
+
+def _parse_entry(path: Path, data: bytes, offset: int, committed: int) -> tuple[Sample, int]:
+    (length,) = _ENTRY.unpack_from(data, offset) if offset + _ENTRY.size <= committed else (committed,)
+    start = offset + _ENTRY.size
+    end = start + length + 8
+    if end > committed or length % 8:
+        raise InvalidRunFile("malformed", f"{path}: the entry at {offset} does not fit")
+    labels: dict[str, str]
+    try:
+        name, labels = json.loads(data[start : end - 8])
+        pairs = tuple(sorted((str(k), str(v)[:_MAX_LABEL_LENGTH]) for k, v in labels.items()))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidRunFile("malformed", f"{path}: the entry at {offset} has no readable key") from error
+    (value,) = struct.unpack_from("=d", data, end - 8)
+    return Sample(str(name), pairs, value), end
