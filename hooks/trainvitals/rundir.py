@@ -49,13 +49,16 @@ def prepare(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _owner_of(directory)
         if hasattr(os, "getuid") and directory.stat().st_uid != os.getuid():
-            raise RunDirError(f"run directory {directory} belongs to another user; set {ENVIRONMENT} to one of your own")
+            raise RunDirError(
+                f"run directory {directory} belongs to another user; set {ENVIRONMENT} to one of your own"
+            )
         probe = directory / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise RunDirError(
-            f"cannot write to run directory {directory}: {error.strerror}; set {ENVIRONMENT} to a folder you can write to"
+            f"cannot write to run directory {directory}: {error.strerror}; "
+            f"set {ENVIRONMENT} to a folder you can write to"
         ) from error
     _remove_old(directory)
 

@@ -141,7 +141,7 @@ class RunFileWriter:
             temporary.unlink()
             raise
 
-    def slot(self, name: str, initial: float = 0.0, **labels: str) -> int:
+    def slot(self, name: str, initial: float = 0.0, /, **labels: str) -> int:
         """The index in `values` of a series, added with the value `initial` when new. Raises RunFileFull."""
         key = (name, tuple(sorted(labels.items())))
         known = self._slots.get(key)
@@ -161,7 +161,7 @@ class RunFileWriter:
         self._slots[key] = slot
         return slot
 
-    def set(self, name: str, value: float, **labels: str) -> None:
+    def set(self, name: str, value: float, /, **labels: str) -> None:
         """Store a value by name: for what changes rarely."""
         self.values[self.slot(name, value, **labels)] = value
 
@@ -187,8 +187,8 @@ def _allocate(fd: int) -> None:
 def read(path: Path, owner: int) -> RunFile:
     """Read a run file that has to belong to the user `owner`.
 
-    Raises InvalidRunFile for anything else than a well-formed regular file of bounded size, and OSError (FileNotFoundError
-    when it has just been removed).
+    Raises InvalidRunFile for anything else than a well-formed regular file of bounded size, and OSError
+    (FileNotFoundError when it has just been removed).
     """
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:

@@ -1,0 +1,132 @@
+"""Attaching trainvitals to this process, and detaching it again."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from trainvitals import imports, rundir
+from trainvitals.session import Run, Session
+
+
+class Attachment:
+    """Everything of ours in this process."""
+
+    def __init__(self, run: Run) -> None:
+        self.session = Session(run)
+        self._undo: Callable[[], None] = lambda: None
+        self._vitals: Any = None
+
+    def start(self) -> None:
+        """Wait for the libraries to watch, or watch them now if they are imported."""
+        imports.when_imported("torch", lambda module: self._instrument())
+
+    def _instrument(self) -> None:
+        # Imported here, so that a process that never imports torch does not pay for it.
+        from trainvitals import instruments
+        from trainvitals.patching import Patches
+        from trainvitals.vitals import Vitals
+
+        self.session.start()
+        atexit.register(self.stop)
+        patches = Patches()
+        self._undo = patches.undo
+        self._vitals = Vitals(self.session)
+        context = instruments.Context(self.session, self._vitals, patches)
+        instruments.install_torch(context)
+        for library, install in instruments.AFTER_TORCH.items():
+            imports.when_imported(library, instruments.quietly(context, install))
+
+    def log(self, scalars: dict[str, Any]) -> None:
+        """Record the script's own scalars."""
+        if self._vitals is not None:
+            self.session.guarded("log", self._log, any_thread=True)(scalars)
+
+    def _log(self, now: float, scalars: dict[str, Any]) -> None:
+        for tag, value in scalars.items():
+            if isinstance(value, (int, float)):
+                self._vitals.scalar(tag, float(value))
+            else:
+                self._vitals.read_tensor(value).then(functools.partial(self._vitals.scalar, tag))
+
+    def stop(self) -> None:
+        """Put back what was replaced and let go of the run file."""
+        atexit.unregister(self.stop)
+        imports.forget()
+        if self._vitals is not None:
+            self.session.guarded("finish", self._vitals.finish, any_thread=True)()
+        self._undo()
+        self.session.end()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what is the parent's."""
+        atexit.unregister(self.stop)
+        self._undo()
+        self.session.abandon()
+
+
+_attachment: Attachment | None = None
+_watches_forks = False
+_added_to_environment: list[str] = []
+
+
+def attach(name: str | None = None) -> None:
+    """Record the training in this process as the run `name`, by default named after the script.
+
+    Processes started from here that attach too join the same run. Attaching twice is attaching once. Prints one line
+    and does nothing where the run directory cannot be used.
+    """
+    if _attachment is not None:
+        return
+    run = Run.from_environment(name)
+    try:
+        rundir.prepare(run.directory)
+    except rundir.RunDirError as error:
+        sys.stderr.write(f"trainvitals: this process is not being recorded: {error}\n")
+        return
+    for variable, value in run.to_environment().items():
+        if variable not in os.environ:
+            os.environ[variable] = value
+            _added_to_environment.append(variable)
+    start(run)
+
+
+def detach() -> None:
+    """Stop recording: every replaced function is put back, the run file stays with its last values."""
+    global _attachment
+    if _attachment is None:
+        return
+    _attachment.stop()
+    _attachment = None
+    while _added_to_environment:
+        os.environ.pop(_added_to_environment.pop(), None)
+
+
+def log(**scalars: Any) -> None:
+    """Record scalars of the script's own, by name: floats, or tensors of one element, which are read without a sync."""
+    if _attachment is not None:
+        _attachment.log(scalars)
+
+
+def start(run: Run) -> None:
+    """Attach this process to a run that exists."""
+    global _attachment, _watches_forks
+    _attachment = Attachment(run)
+    _attachment.start()
+    if not _watches_forks and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_renew)
+        _watches_forks = True
+
+
+def _renew() -> None:
+    """A forked child is not its parent. Most train nothing (DataLoader workers) and stay silent; one may be a rank."""
+    global _attachment
+    if _attachment is not None:
+        run = _attachment.session.run
+        _attachment.abandon()
+        _attachment = Attachment(run)
+        _attachment.start()

@@ -1,0 +1,145 @@
+"""How a process or a run ended. An exit code alone does not tell: Lightning turns SIGTERM into 0, for one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+_TERMINATING: Final = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))
+_SEVERITY: Final = ("finished", "killed", "failed", "out_of_memory")
+
+
+@dataclass(frozen=True)
+class End:
+    """How something ended: a final state of the catalogue; the signal and the exception are "" where there was none."""
+
+    state: str
+    signal: str = ""
+    exception: str = ""
+
+
+def of_exception(kind: type[BaseException], error: BaseException) -> End:
+    """The end by an uncaught exception.
+
+    mp.spawn's parent raises ProcessRaisedException, whose text ends with the traceback of the rank: that is the cause.
+    """
+    if issubclass(kind, KeyboardInterrupt):
+        return End("killed", signal="SIGINT")
+    name, text = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."), str(error)
+    if kind.__name__ == "ProcessRaisedException":
+        last = [line for line in text.splitlines() if line.strip()][-1:]
+        inner = re.match(r"([A-Za-z_][\w.]*)(:|$)", last[0]) if last else None
+        name = inner.group(1) if inner else name
+    out_of_memory = name.endswith("OutOfMemoryError") or (name == "RuntimeError" and "out of memory" in text)
+    return End("out_of_memory" if out_of_memory or name == "MemoryError" else "failed", exception=name)
+
+
+def worst(ends: Iterable[End]) -> End | None:
+    """The end that explains the others: out of memory before failed before killed before finished."""
+    return max(ends, key=lambda end: _SEVERITY.index(end.state), default=None)
+
+
+class Watch:
+    """Sees, from inside a process, an uncaught exception or a terminating signal, and changes nothing about either."""
+
+    def __init__(self) -> None:
+        self._exception: End | None = None
+        self._signals: tuple[int, int] | None = None
+        self._uninstall_excepthook: Callable[[], None] = lambda: None
+
+    def install(self, on_exception: Callable[[End], None]) -> None:
+        """Begin to watch for an uncaught exception."""
+        original = sys.excepthook
+
+        def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+            with contextlib.suppress(Exception):
+                self._exception = of_exception(kind, error)
+                on_exception(self._exception)
+            original(kind, error, traceback)
+
+        def uninstall() -> None:
+            if sys.excepthook is excepthook:
+                sys.excepthook = original
+
+        sys.excepthook = excepthook
+        self._uninstall_excepthook = uninstall
+
+    def watch_signals(self) -> None:
+        """Watch for signals that the script handles, too. Does nothing outside the main thread.
+
+        The interpreter writes a signal's number to this pipe when the script has a handler for it (Lightning does);
+        without a handler a terminating signal ends the process and the parent sees it. No handler is touched.
+        """
+        if threading.current_thread() is not threading.main_thread() or self._signals is not None:
+            return
+        self._signals = os.pipe()
+        for fd in self._signals:
+            os.set_blocking(fd, False)
+        previous = signal.set_wakeup_fd(self._signals[1], warn_on_full_buffer=False)
+        if previous != -1:  # somebody else (asyncio) uses this: it stays theirs
+            signal.set_wakeup_fd(previous)
+
+    def seen(self) -> End:
+        """How things look: as ended well if neither an exception nor a signal was seen. To be asked once."""
+        if self._exception is not None:
+            return self._exception
+        received = self._received_signal()
+        return End("killed", signal=received) if received else End("finished")
+
+    def uninstall(self) -> None:
+        """Stop watching."""
+        self._uninstall_excepthook()
+        self._close_signals()
+
+    def _received_signal(self) -> str:
+        if self._signals is None:
+            return ""
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(self._signals[0], 4096):
+                if number in _TERMINATING:
+                    return signal.Signals(number).name
+        return ""
+
+    def _close_signals(self) -> None:
+        if self._signals is None:
+            return
+        with contextlib.suppress(ValueError):
+            current = signal.set_wakeup_fd(-1)
+            if current not in (-1, self._signals[1]):
+                signal.set_wakeup_fd(current)
+        for fd in self._signals:
+            os.close(fd)
+        self._signals = None
+
+
+def oom_kills() -> int | None:
+    """How many processes the kernel has killed for lack of memory, in this cgroup where it tells, else on the host.
+
+    Sources: memory.events of cgroup v2, /proc/vmstat (Linux 4.13). None where neither can be read.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                events = Path("/sys/fs/cgroup") / line[3:].lstrip("/") / "memory.events"
+                with contextlib.suppress(OSError):
+                    return _counter(events, "oom_kill")
+    with contextlib.suppress(OSError):
+        return _counter(Path("/proc/vmstat"), "oom_kill")
+    return None
+
+
+def _counter(path: Path, name: str) -> int | None:
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return None

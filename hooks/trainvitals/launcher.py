@@ -1,0 +1,202 @@
+"""``trainvitals run -- CMD``: starts an unmodified command with trainvitals attached, and tells how it ended.
+
+It stays as the command's parent and is otherwise not there: standard streams, signals, exit code and terminal are the
+command's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from trainvitals import endings, rundir, runfile, session
+from trainvitals.catalogue import FINAL_STATES, RUN_STATES
+from trainvitals.endings import End
+
+_AUTOLOAD: Final = Path(__file__).parent / "autoload"
+# SIGTSTP, SIGCONT and the like keep their meaning for both; SIGKILL and SIGSTOP cannot be passed on.
+_PASSED_ON: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGALRM")
+_SI_KERNEL: Final = 0x80  # siginfo's si_code of what the terminal sends
+
+
+def command(arguments: list[str]) -> int:
+    """The command ``run``; returns the exit code of CMD (127 where it does not exist, 126 where it cannot be run)."""
+    options, argv = _parse(arguments)
+    run = session.Run(session.new_run_id(), options.name or name_of(argv), rundir.own().absolute())
+    try:
+        rundir.prepare(run.directory)
+        writer = runfile.RunFileWriter(
+            run.directory, runfile.Identity(run.run_id, run.name, "launcher", Path(argv[0]).name)
+        )
+    except (rundir.RunDirError, OSError) as error:
+        sys.stderr.write(f"trainvitals run: {error}\n")
+        return 2
+    for state in RUN_STATES:
+        writer.set("trainvitals_run_state", float(state == "starting"), state=state)
+    writer.set("trainvitals_run_start_timestamp_seconds", time.time())
+    oom_kills = endings.oom_kills()
+    try:
+        status, sent = _supervise(argv, _environment(run))
+    except FileNotFoundError:
+        return _not_started(writer, argv, "no such command", 127)
+    except OSError as error:
+        return _not_started(writer, argv, error.strerror or str(error), 126)
+    ended = _verdict(run, status, sent, oom_kills)
+    writer.set("trainvitals_run_exit_code", float(status if status >= 0 else 128 - status))
+    session.record_end(writer, ended)
+    _remark(run, ended)
+    writer.close()
+    return _exit_like(status)
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="trainvitals run",
+        usage="trainvitals run [--name NAME] -- COMMAND ...",
+        description="Start COMMAND with trainvitals attached to every PyTorch process in it.",
+    )
+    parser.add_argument("--name", help="the run's readable name (default: the script's name)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="for example: python train.py")
+    options = parser.parse_args(arguments)
+    argv = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not argv:
+        parser.error("no command given; for example: trainvitals run -- python train.py")
+    if argv[0].startswith("-"):
+        parser.error(f"unknown option {argv[0]}; options of the command go after --")
+    return options, argv
+
+
+def name_of(argv: list[str]) -> str:
+    """A readable name for a command: its script, its module (``-m``), or else the program."""
+    for position, argument in enumerate(argv):
+        if argument.endswith(".py"):
+            return Path(argument).stem
+        if argument == "-m" and position + 1 < len(argv) and Path(argv[0]).name.startswith("python"):
+            return argv[position + 1].removesuffix(".__main__")
+    return Path(argv[0]).stem
+
+
+def _environment(run: session.Run) -> dict[str, str]:
+    path = [str(_AUTOLOAD), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, **run.to_environment(), "PYTHONPATH": os.pathsep.join(path)}
+
+
+def _supervise(argv: list[str], environment: dict[str, str]) -> tuple[int, list[signal.Signals]]:
+    """Start the command and wait for its end, passing signals on. Returns its status (as Popen) and the signals."""
+    sent: list[signal.Signals] = []
+    passed_on = {getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)}
+    if not hasattr(signal, "sigwaitinfo"):
+        return _supervise_with_handlers(argv, environment, passed_on, sent)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on | {signal.SIGCHLD})
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    try:
+        # One thread only is running here, so that code between fork and exec is safe.
+        with subprocess.Popen(argv, env=environment, preexec_fn=unblock) as child:
+            while child.poll() is None:
+                received = signal.sigwaitinfo(passed_on | {signal.SIGCHLD})
+                number = signal.Signals(received.si_signo)
+                if number == signal.SIGCHLD:
+                    continue
+                sent.append(number)
+                # What the terminal sends (Ctrl-C), the command has got too.
+                if received.si_code != _SI_KERNEL:
+                    child.send_signal(number)
+            return child.returncode, sent
+    finally:
+        unblock()
+
+
+def _supervise_with_handlers(
+    argv: list[str], environment: dict[str, str], passed_on: set[signal.Signals], sent: list[signal.Signals]
+) -> tuple[int, list[signal.Signals]]:
+    """The same where sigwaitinfo is missing (macOS): a Ctrl-C then reaches the command twice."""
+    with subprocess.Popen(argv, env=environment) as child:
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            sent.append(signal.Signals(number))
+            child.send_signal(number)
+
+        for number in passed_on:
+            signal.signal(number, pass_on)
+        return child.wait(), sent
+
+
+def _verdict(run: session.Run, status: int, sent: list[signal.Signals], oom_kills_before: int | None) -> End:
+    """How the run ended, from the exit status, the signals passed on, and what its processes wrote down themselves."""
+    own = [_end_of(file) for file in _files(run)]
+    seen = endings.worst(end for end in own if end is not None) or End("finished")
+    terminating = [number.name for number in sent if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    if status < 0:
+        killer = signal.Signals(-status)
+        if killer == signal.SIGKILL and (endings.oom_kills() or 0) > (oom_kills_before or 0):
+            return End("out_of_memory", signal=killer.name)
+        return End("killed", signal=killer.name)
+    if terminating:
+        return End("killed", signal=terminating[0], exception=seen.exception)
+    if status == 0:
+        return seen if seen.state == "killed" else End("finished")
+    if seen.state in ("out_of_memory", "failed"):
+        return seen
+    return End("failed", signal=seen.signal)
+
+
+def _files(run: session.Run) -> list[runfile.RunFile]:
+    found = rundir.read_all([run.directory])
+    return [f for f in found if isinstance(f, runfile.RunFile) and f.identity.run_id == run.run_id]
+
+
+def _end_of(file: runfile.RunFile) -> End | None:
+    """What a process of the run wrote about its own end; None while it lives or when it could not write."""
+    about = next((dict(s.labels) for s in file.samples if s.name == "trainvitals_run_end_info"), None)
+    if about is None or file.identity.kind == "launcher":
+        return None
+    state = next((s for s in FINAL_STATES if file.value("trainvitals_run_state", state=s)), None)
+    return None if state is None else End(state, about.get("signal", ""), about.get("exception", ""))
+
+
+def _remark(run: session.Run, ended: End) -> None:
+    """One line on what the user could not know otherwise."""
+    ranks = [file for file in _files(run) if file.identity.kind == "rank"]
+    alive = [file for file in ranks if file.alive_pid is not None]
+    if alive:
+        who = ", ".join(f"rank {max(file.rank, 0)} (pid {file.alive_pid or file.pid})" for file in alive)
+        sys.stderr.write(f"trainvitals: the command has ended, but {who} is still running\n")
+    elif not ranks and ended.state == "finished":
+        sys.stderr.write(
+            "trainvitals: no PyTorch training was seen in this command "
+            "(python -E and -I shut trainvitals out; so does a Python older than 3.10)\n"
+        )
+
+
+def _not_started(writer: runfile.RunFileWriter, argv: list[str], why: str, code: int) -> int:
+    session.record_end(writer, End("failed"))
+    writer.set("trainvitals_run_exit_code", float(code))
+    writer.close()
+    sys.stderr.write(f"trainvitals run: cannot start {argv[0]!r}: {why}\n")
+    return code
+
+
+def _exit_like(status: int) -> int:
+    """End by the same signal as the command did, so that the caller sees no difference."""
+    if status >= 0:
+        return status
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the command has dumped its core already
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):
+        signal.signal(-status, signal.SIG_DFL)  # fails for SIGKILL, which needs no handler
+    os.kill(os.getpid(), -status)
+    return 128 - status

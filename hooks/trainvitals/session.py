@@ -1,0 +1,165 @@
+"""This process's part in a run: who it is, its run file, the guard around every hook, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+from trainvitals import catalogue, endings, rundir
+from trainvitals.runfile import Identity, RunFileFull, RunFileWriter
+
+RUN_ID: Final = "TRAINVITALS_RUN_ID"
+RUN_NAME: Final = "TRAINVITALS_RUN_NAME"
+# One error may be a rare case; a hook that keeps failing would only cost the training time.
+_GIVE_UP_AFTER: Final = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its processes know it. `directory` is where its run files lie."""
+
+    run_id: str
+    name: str
+    directory: Path
+
+    @classmethod
+    def from_environment(cls, name: str | None = None) -> Run:
+        """The run that this process was started in, or else a new one."""
+        run_id = os.environ.get(RUN_ID) or new_run_id()
+        name = name or os.environ.get(RUN_NAME) or Path(sys.argv[0] if sys.argv else "").stem or "python"
+        return cls(run_id, name, rundir.own())
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables by which the processes that this one starts join the run."""
+        return {RUN_ID: self.run_id, RUN_NAME: self.name, rundir.ENVIRONMENT: str(self.directory)}
+
+
+def new_run_id() -> str:
+    """A short name that no other run has."""
+    return os.urandom(6).hex()
+
+
+class Session:
+    """One process's attachment to its run. It stays without a file until the process first trains (`arm()`)."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.active = True
+        self.hook_seconds = 0.0
+        self.writer: RunFileWriter | None = None
+        self.training_thread: int | None = None
+        self.on_armed: list[Callable[[RunFileWriter], None]] = []
+        self._endings = endings.Watch()
+        self._armed = False
+        self._errors: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Begin to watch how the process ends."""
+        self._endings.install(self._note_exception)
+
+    def arm(self) -> RunFileWriter | None:
+        """This process trains: make its run file. None where that failed; the training goes on unwatched."""
+        if self._armed:
+            return self.writer
+        self._armed = True
+        self.training_thread = threading.get_ident()
+        self.writer = self._create("rank")
+        self._endings.watch_signals()
+        if self.writer is not None:
+            for state in catalogue.RUN_STATES:
+                self.writer.set("trainvitals_run_state", float(state == "running"), state=state)
+            for action in self.on_armed:
+                action(self.writer)
+        return self.writer
+
+    def on_training_thread(self) -> bool:
+        """Whether the calling thread is the one that trains. A thread that takes over from an ended one is."""
+        current = threading.get_ident()
+        if self.training_thread is None or self.training_thread == current:
+            return True
+        if all(thread.ident != self.training_thread for thread in threading.enumerate()):
+            self.training_thread = current
+            return True
+        return False
+
+    def guarded(self, name: str, function: Callable[..., Any], *, any_thread: bool = False) -> Callable[..., Any]:
+        """`function` as a hook that cannot hurt: it is called as ``function(now, *args)``, `now` from perf_counter().
+
+        An exception is counted and swallowed, the time it takes is counted, and after ten errors under this name it
+        is called no more.
+        """
+        errors = self._errors
+
+        def hook(*args: Any) -> Any:
+            if not self.active or errors[name] >= _GIVE_UP_AFTER:
+                return None
+            start = perf_counter()
+            try:
+                if any_thread or self.on_training_thread():
+                    return function(start, *args)
+            except RunFileFull:
+                self._count("trainvitals_series_dropped_total", reason="run_file_full")
+            except Exception:
+                errors[name] += 1
+                self._count("trainvitals_hook_errors_total", hook=name)
+            finally:
+                self.hook_seconds += perf_counter() - start
+            return None
+
+        return hook
+
+    def end(self) -> None:
+        """The process ends, or the watching does: record how, and let go of the run file."""
+        if not self.active:
+            return
+        self.active = False
+        end = self._endings.seen()
+        self._endings.uninstall()
+        if self.writer is not None:
+            with contextlib.suppress(RunFileFull):
+                record_end(self.writer, end)
+            self.writer.close()
+            self.writer = None
+
+    def abandon(self) -> None:
+        """Let go without a trace: after a fork, the file and the signals are the parent's."""
+        self.active = False
+        self.writer = None
+        self._endings.uninstall()
+
+    def _note_exception(self, end: endings.End) -> None:
+        """An uncaught exception ends a process that trains nothing, such as the one that waits for mp.spawn's ranks."""
+        if self.writer is None and RUN_ID in os.environ:
+            writer = self._create("process")
+            if writer is not None:
+                record_end(writer, end)
+                writer.close()
+
+    def _create(self, kind: str) -> RunFileWriter | None:
+        script = Path(sys.argv[0] if sys.argv else "").name
+        try:
+            rundir.prepare(self.run.directory)
+            return RunFileWriter(self.run.directory, Identity(self.run.run_id, self.run.name, kind, script))
+        except (OSError, rundir.RunDirError) as error:
+            sys.stderr.write(f"trainvitals: this process is not being recorded: {error}\n")
+            return None
+
+    def _count(self, name: str, **labels: str) -> None:
+        if self.writer is not None:
+            with contextlib.suppress(RunFileFull):
+                self.writer.values[self.writer.slot(name, **labels)] += 1
+
+
+def record_end(writer: RunFileWriter, end: endings.End) -> None:
+    """Write how a process or a run ended into its run file."""
+    for state in catalogue.RUN_STATES:
+        writer.set("trainvitals_run_state", float(state == end.state), state=state)
+    writer.set("trainvitals_run_end_info", 1.0, signal=end.signal, exception=end.exception)
