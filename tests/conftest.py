@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-
 from trainvitals import rundir, runfile
 
 T = TypeVar("T")
@@ -28,6 +28,20 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 60
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: not within {timeout:.0f} s")
         time.sleep(0.05)
+
+
+def tool(*names: str) -> str:
+    """The path of a program that a test needs, by any of its names.
+
+    Fails the test where it is missing, unless TRAINVITALS_TEST_WITHOUT (names with spaces between) says that it is
+    known to be; then the test is named as not run.
+    """
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None and names[0] in os.environ.get("TRAINVITALS_TEST_WITHOUT", "").split():
+        pytest.skip(f"NOT RUN: {names[0]} is missing")
+    if path is None:
+        pytest.fail(f"{names[0]} is not on PATH: `make tools` installs it; or see the README on doing without")
+    return path
 
 
 @dataclass

@@ -150,7 +150,7 @@ METRICS: Final = (
     # The process tree of a run.
     _metric(PROCESS, "process_cpu_seconds_total", "counter", "CPU time used by the live processes of this role and by those that have ended."),
     _metric(PROCESS, "process_resident_bytes", "gauge", "Resident memory of these processes; shared pages are counted in each of them."),
-    _metric(PROCESS, "process_count", "gauge", "Number of these processes by state; blocked is uninterruptible sleep (D).", "state"),
+    _metric(PROCESS, "processes", "gauge", "Number of these processes by state; blocked is uninterruptible sleep (D).", "state"),
     # GPUs.
     _metric(GPU, "gpu_info", "gauge", "1; what this GPU is.", "name", "driver_version", "cuda_version", "pci_bus_id"),
     _metric(GPU, "gpu_utilization_ratio", "gauge", "Share of the driver's last sample period in which a kernel was running."),

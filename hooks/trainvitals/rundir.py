@@ -63,11 +63,15 @@ def prepare(directory: Path) -> None:
     _remove_old(directory)
 
 
-def everyone() -> list[Path]:
-    """The folders in which any user's runs may be found on this host: where `own()` puts them."""
-    patterns = ("/run/user/*/trainvitals", "/dev/shm/trainvitals-*", f"{tempfile.gettempdir()}/trainvitals-*")  # noqa: S108
-    found = {path for pattern in patterns for path in Path("/").glob(pattern.lstrip("/"))}
-    return sorted(found | {own()})
+def everyone(root: Path = Path("/")) -> list[Path]:
+    """The folders in which any user's runs may be found on this host: where `own()` puts them.
+
+    `root` is where the host's / is found, in a container.
+    """
+    found = {own()}
+    for pattern in ("run/user/*/trainvitals", "dev/shm/trainvitals-*", "tmp/trainvitals-*"):
+        found.update(root.glob(pattern))
+    return sorted(found)
 
 
 def read_all(directories: Iterable[Path]) -> Iterator[runfile.RunFile | runfile.InvalidRunFile]:

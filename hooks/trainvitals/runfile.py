@@ -28,6 +28,7 @@ ends, and it tells a reader in another PID namespace which process holds it: no 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import mmap
@@ -171,6 +172,8 @@ class RunFileWriter:
 
     def close(self) -> None:
         """Let go of the file, and of its lock. It stays in the directory with its last values."""
+        with contextlib.suppress(OSError):  # stores into memory leave the time of the file alone
+            os.utime(self.path)
         self.values.release()
         self._map.close()
         os.close(self._fd)
@@ -256,11 +259,16 @@ def _parse_entry(path: Path, data: bytes, offset: int, committed: int) -> tuple[
     end = start + length + 8
     if end > committed or length % 8:
         raise InvalidRunFile("malformed", f"{path}: the entry at {offset} does not fit")
-    labels: dict[str, str]
     try:
-        name, labels = json.loads(data[start : end - 8])
-        pairs = tuple(sorted((str(k), str(v)[:_MAX_LABEL_LENGTH]) for k, v in labels.items()))
+        name, labels = _parse_key(data[start : end - 8])
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidRunFile("malformed", f"{path}: the entry at {offset} has no readable key") from error
     (value,) = struct.unpack_from("=d", data, end - 8)
-    return Sample(str(name), pairs, value), end
+    return Sample(name, labels, value), end
+
+
+@functools.lru_cache(maxsize=8192)  # the exporter sees the same keys twice a second
+def _parse_key(text: bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
+    labels: dict[str, str]
+    name, labels = json.loads(text)
+    return str(name), tuple(sorted((str(k), str(v)[:_MAX_LABEL_LENGTH]) for k, v in labels.items()))

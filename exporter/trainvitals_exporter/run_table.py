@@ -1,0 +1,231 @@
+"""Which runs there are on this host, what state each is in, and which name it goes by.
+
+A run's processes each have a run file; here they become one run again. What is true of a run follows from its files
+alone, except for the suffix of its name and the moment of its end, which this table remembers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from trainvitals.catalogue import FINAL_STATES
+from trainvitals.runfile import RunFile
+
+from trainvitals_exporter.run_files import RunFiles
+
+# The last vital signs of a run have to outlast a few scrapes and the longest `for` of an alert on its end.
+KEEP_ENDED_SECONDS: Final = 15 * 60.0
+# The best first: a run that ends without a verdict of its launcher fared as its worst rank did.
+_SEVERITY: Final = ("finished", "killed", "failed", "out_of_memory")
+_SIGNS_OF_LIFE: Final = ("trainvitals_heartbeat_timestamp_seconds", "trainvitals_last_iteration_timestamp_seconds")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: the file of its launcher (`trainvitals run`), of each rank, and of processes that train nothing."""
+
+    run_id: str
+    launcher: RunFile | None
+    ranks: Mapping[int, RunFile]
+    others: tuple[RunFile, ...]
+
+    @property
+    def files(self) -> list[RunFile]:
+        """All files of the run."""
+        return [*([self.launcher] if self.launcher else []), *self.ranks.values(), *self.others]
+
+    @property
+    def alive(self) -> bool:
+        """Whether any rank lives, or the launcher does and has not said how the run ended."""
+        return self._any_rank_lives() or (_lives(self.launcher) and self._verdict() is None)
+
+    @property
+    def created(self) -> float:
+        """Unix time of the run's start."""
+        told = self.launcher.value("trainvitals_run_start_timestamp_seconds") if self.launcher else None
+        return told or min(file.created for file in self.files)
+
+    @property
+    def wanted_name(self) -> str:
+        """The name that the run was given; another run may have it as well."""
+        return min(self.files, key=lambda file: (file is not self.launcher, file.created)).identity.run
+
+    @property
+    def state(self) -> str:
+        """One of `catalogue.RUN_STATES`."""
+        if self._any_rank_lives():
+            return "running"  # even without its launcher: a rank can outlive its parent
+        verdict = self._verdict()
+        if verdict is not None:
+            return verdict
+        if _lives(self.launcher):
+            return "running" if self.ranks else "starting"
+        return max((_rank_end(file) for file in self.ranks.values()), key=_SEVERITY.index, default="killed")
+
+    @property
+    def exit_code(self) -> float | None:
+        """What the launcher says the command exited with."""
+        return self.launcher.value("trainvitals_run_exit_code") if self.launcher else None
+
+    @property
+    def end_info(self) -> tuple[str, str] | None:
+        """The signal and the exception that an ended run died of, empty where there was none; None if nobody told.
+
+        The launcher knows best; where it could not tell either, the worst rank does, then any other process.
+        """
+        if self.alive:
+            return None
+        worst_first = sorted(self.ranks.values(), key=lambda file: -_SEVERITY.index(_rank_end(file)))
+        launchers = [self.launcher] if self.launcher else []
+        told = [info for file in (*launchers, *worst_first, *self.others) if (info := _end_info(file)) is not None]
+        if self.state == "finished":
+            return told[0] if told else None  # what some rank stumbled over did not end the run
+        return next((info for info in told if any(info)), told[0] if told else None)
+
+    def last_sign_of_life(self) -> float:
+        """Unix time of the newest thing that the files show to have happened."""
+        times = [self.created]
+        for file in self.files:
+            times += [file.created, *(file.value(name) or 0.0 for name in _SIGNS_OF_LIFE)]
+            with contextlib.suppress(OSError):
+                times.append(file.path.stat().st_mtime)
+        return max(times)
+
+    def _any_rank_lives(self) -> bool:
+        return any(_lives(file) for file in self.ranks.values())
+
+    def _verdict(self) -> str | None:
+        return _final_state(self.launcher) if self.launcher else None
+
+
+class RunTable:
+    """The runs to be served, each with the name it is served under. May be used from several threads."""
+
+    def __init__(self, directories: Callable[[], Iterable[Path]], keep_ended: float = KEEP_ENDED_SECONDS) -> None:
+        self._files = RunFiles(directories)
+        self._keep_ended = keep_ended
+        self._lock = threading.Lock()
+        self._names: dict[str, str] = {}
+        self._seen_alive: set[str] = set()
+        self._ended: dict[str, float] = {}
+        self._duplicates: set[tuple[str, int]] = set()
+        self._runs: dict[str, Run] = {}
+        self._read_at = float("-inf")
+
+    def runs(self, max_age: float = 0.0) -> dict[str, Run]:
+        """The runs by their unique names, read at most `max_age` seconds ago."""
+        with self._lock:
+            if time.monotonic() - self._read_at > max_age:
+                runs = self._group(self._files.read())
+                self._forget_gone({run.run_id for run in runs})
+                self._runs = self._named([run for run in runs if self._to_be_served(run)])
+                self._read_at = time.monotonic()
+            return self._runs
+
+    def rejected(self) -> Counter[str]:
+        """How many run files were not read, by reason."""
+        with self._lock:
+            return self._files.rejected()
+
+    def _group(self, files: Iterable[RunFile]) -> list[Run]:
+        """Make runs of the files. A process that does not train is no run by itself."""
+        by_run = defaultdict(list)
+        # A living process before a dead one, a newer one before an older one: the last to be put in a place stays.
+        for file in sorted(files, key=lambda file: (_lives(file), file.created)):
+            by_run[file.identity.run_id].append(file)
+        runs = []
+        for run_id, members in by_run.items():
+            launcher = next((file for file in reversed(members) if file.identity.kind == "launcher"), None)
+            ranks: dict[int, RunFile] = {}
+            for file in members:
+                if file.identity.kind == "rank":
+                    self._note_duplicate(ranks.get(max(file.rank, 0)), file)
+                    ranks[max(file.rank, 0)] = file
+            others = tuple(file for file in members if file.identity.kind == "process")
+            if launcher or ranks:
+                runs.append(Run(run_id, launcher, dict(sorted(ranks.items())), others))
+        return runs
+
+    def _note_duplicate(self, dropped: RunFile | None, kept: RunFile) -> None:
+        key = (kept.identity.run_id, max(kept.rank, 0))
+        if dropped is not None and _lives(dropped) and key not in self._duplicates:
+            self._duplicates.add(key)
+            _log.warning(
+                "processes %d and %d both say they are rank %d of run %s; only the newer is served",
+                dropped.pid, kept.pid, key[1], kept.identity.run,
+            )  # fmt: skip
+
+    def _to_be_served(self, run: Run) -> bool:
+        now = time.monotonic()
+        if run.alive:
+            self._seen_alive.add(run.run_id)
+            self._ended.pop(run.run_id, None)
+            return True
+        if run.run_id not in self._ended:
+            ago = 0.0 if run.run_id in self._seen_alive else max(time.time() - run.last_sign_of_life(), 0.0)
+            self._ended[run.run_id] = now - ago
+        return now - self._ended[run.run_id] <= self._keep_ended
+
+    def _named(self, runs: Iterable[Run]) -> dict[str, Run]:
+        """Give each run a name of its own, and keep to it. An ended run gives way to any other one of its name."""
+        named: dict[str, Run] = {}
+        for run in sorted(runs, key=self._precedence):
+            name = self._names.get(run.run_id)
+            if name is None or (run.alive and name in named):
+                name = _free_name(run.wanted_name, named) if run.alive else run.wanted_name
+            if name not in named:
+                named[name] = run
+                self._names[run.run_id] = name
+        return named
+
+    def _precedence(self, run: Run) -> tuple[bool, bool, float]:
+        """Living runs come first, among them those that have their name already, then the earlier; ended ones last."""
+        if run.alive:
+            return (False, run.run_id not in self._names, run.created)
+        return (True, False, -run.created)
+
+    def _forget_gone(self, run_ids: set[str]) -> None:
+        self._seen_alive &= run_ids
+        self._duplicates = {key for key in self._duplicates if key[0] in run_ids}
+        for memory in (self._names, self._ended):
+            for run_id in memory.keys() - run_ids:
+                del memory[run_id]
+
+
+def _free_name(wanted: str, taken: Mapping[str, Run]) -> str:
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}-{number}"
+    return name
+
+
+def _lives(file: RunFile | None) -> bool:
+    return file is not None and file.alive_pid is not None
+
+
+def _final_state(file: RunFile) -> str | None:
+    return next((state for state in FINAL_STATES if file.value("trainvitals_run_state", state=state) == 1), None)
+
+
+def _rank_end(file: RunFile) -> str:
+    """How a rank's process ended; one that could not say so was killed."""
+    return _final_state(file) or "killed"
+
+
+def _end_info(file: RunFile) -> tuple[str, str] | None:
+    for sample in file.samples:
+        if sample.name == "trainvitals_run_end_info" and sample.value == 1:
+            labels = dict(sample.labels)
+            return labels.get("signal", ""), labels.get("exception", "")
+    return None

@@ -1,0 +1,17 @@
+"""What the operator chose, for those collectors that need to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainvitals_exporter.run_table import RunTable
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`procfs` and `rootfs` are where the host's /proc and / are found; the run table is shared by its collectors."""
+
+    procfs: Path
+    rootfs: Path
+    runs: RunTable
