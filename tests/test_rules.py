@@ -1,0 +1,206 @@
+"""The rules, their unit tests, their runbooks and Alertmanager's configuration fit together and fit the catalogue."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+from trainvitals import catalogue
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMETHEUS = ROOT / "prometheus"
+RUNBOOKS = ROOT / "docs" / "runbooks"
+RUNBOOK_URL = "https://github.com/trainvitals/trainvitals/blob/main/docs/runbooks/{}.md"
+HEADINGS = ["## Meaning", "## Impact", "## Diagnosis", "## What to do"]
+# Not ours, but every Prometheus has them.
+BUILT_IN = {"up", "ALERTS"}
+
+Rule = dict[str, Any]
+
+
+def tool(name: str, *arguments: str | Path) -> None:
+    """Run promtool or amtool in the folder of the rules; what it finds is the failure's message."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.fail(f"{name} is not on PATH: install the Debian packages prometheus and prometheus-alertmanager")
+    done = subprocess.run([path, *map(str, arguments)], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{name} {arguments[0]} {arguments[1]}:\n{done.stdout}{done.stderr}"
+
+
+@cache
+def rules() -> list[Rule]:
+    """All rules of all files."""
+    files = sorted((PROMETHEUS / "rules").glob("*.yml"))
+    return [rule for file in files for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
+
+
+ALERTS: list[Rule] = [rule for rule in rules() if "alert" in rule]
+each_alert = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
+
+
+def test_prometheus_accepts_its_configuration() -> None:
+    tool("promtool", "check", "config", "prometheus.yml")
+
+
+def test_prometheus_accepts_the_rules() -> None:
+    tool("promtool", "check", "rules", *sorted((PROMETHEUS / "rules").glob("*.yml")))
+
+
+@pytest.mark.parametrize("file", sorted((PROMETHEUS / "tests").glob("*.yml")), ids=lambda file: file.stem)
+def test_rules_fire_when_they_should_and_only_then(file: Path) -> None:
+    tool("promtool", "test", "rules", file)
+
+
+def test_alertmanager_accepts_its_configuration() -> None:
+    tool("amtool", "check-config", "alertmanager/alertmanager.yml")
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        (["alertname=TrainingRunFailed", "severity=critical", "run=s2"], "default"),
+        (["alertname=TrainingDataStarved", "severity=warning", "run=s2"], "default"),
+        (["alertname=Advice", "severity=info", "run=s2"], "nobody"),
+        (["alertname=Watchdog", "severity=none"], "nobody"),
+    ],
+)
+def test_alerts_are_routed_to(labels: list[str], receiver: str) -> None:
+    configuration = "--config.file=alertmanager/alertmanager.yml"
+    tool("amtool", "config", "routes", "test", configuration, f"--verify.receivers={receiver}", *labels)
+
+
+def test_targets_have_the_shape_of_file_discovery() -> None:
+    """promtool only says so of files that the configuration names."""
+    named = re.findall(r"targets/\w+\.yml", (PROMETHEUS / "prometheus.yml").read_text())
+    assert sorted(named) == sorted(f"targets/{file.name}" for file in (PROMETHEUS / "targets").iterdir())
+    for name in named:
+        [group] = yaml.safe_load((PROMETHEUS / name).read_text())
+        assert all(re.fullmatch(r"127\.0\.0\.1:\d+", target) for target in group["targets"]), name
+
+
+def selectors(expression: str) -> Iterator[promql_parser.VectorSelector]:
+    """Every selector of an expression."""
+    found: list[promql_parser.VectorSelector] = []
+
+    def visit(node: promql_parser.Expr) -> bool:
+        if isinstance(node, promql_parser.MatrixSelector):
+            found.append(node.vector_selector)
+        elif isinstance(node, promql_parser.VectorSelector):
+            found.append(node)
+        return True
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    yield from found
+
+
+def labels_of(metric: str) -> set[str] | None:
+    """The labels of a metric of the catalogue; None for what is not in it."""
+    for name, extra in ((metric, set[str]()), (metric.removesuffix("_bucket"), {"le"})):
+        if name in catalogue.BY_NAME:
+            return {*catalogue.BY_NAME[name].all_labels, *extra}
+    histogram = catalogue.BY_NAME.get(re.sub(r"_(sum|count)$", "", metric))
+    return set(histogram.all_labels) if histogram and histogram.type == "histogram" else None
+
+
+def assert_known(expression: str, where: str) -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    for selector in selectors(expression):
+        name = selector.name
+        assert name is not None, f"{where}: a selector without a name in {expression}"
+        known = labels_of(name)
+        assert known is not None or name in recorded | BUILT_IN, f"{where}: {name} is not in the catalogue"
+        if known is not None:
+            asked = {matcher.name for matcher in selector.matchers.matchers}
+            assert asked <= known | {"job", "instance"}, f"{where}: {name} has no label {asked - known}"
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert") or rule["record"]))
+def test_rules_use_metrics_and_labels_that_exist(rule: Rule) -> None:
+    assert_known(rule["expr"], rule.get("alert") or rule["record"])
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [rule for rule in rules() if "record" in rule],
+    ids=lambda rule: str(rule["record"]),
+)
+def test_recorded_names_say_level_metric_operation(rule: Rule) -> None:
+    assert re.fullmatch(r"[a-z]+:trainvitals_[a-z0-9_]+:[a-z0-9]+", rule["record"])
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert") or rule["record"]))
+def test_joins_between_different_metrics_say_on_what(rule: Rule) -> None:
+    """Without on(), a label that one side gains later silently empties the result."""
+
+    def visit(node: promql_parser.Expr) -> bool:
+        if isinstance(node, promql_parser.BinaryExpr):
+            left = {selector.name for selector in selectors(node.lhs.prettify())}
+            right = {selector.name for selector in selectors(node.rhs.prettify())}
+            if left and right and left.isdisjoint(right) and str(node.op) != "or":  # an `or` joins nothing
+                explicit = node.modifier is not None and node.modifier.matching is not None
+                assert explicit, f"no on() in {node.prettify()}"
+        return True
+
+    promql_parser.walk(promql_parser.parse(rule["expr"]), visit)
+
+
+@each_alert
+def test_queries_of_the_text_use_metrics_that_exist(alert: Rule) -> None:
+    text = alert["annotations"]["description"]
+    templates = re.findall(r'query \(printf "((?:[^"\\]|\\.)*)"', text)
+    assert len(templates) == text.count(" query ")
+    for template in templates:
+        assert_known(template.replace('\\"', '"').replace("%s", 'instance="x"').replace("%q", '"x"'), alert["alert"])
+
+
+@each_alert
+def test_alerts_say_what_they_have_to(alert: Rule) -> None:
+    name, annotations = alert["alert"], alert["annotations"]
+    assert re.fullmatch(r"(Training|Trainvitals)[A-Z]\w+|Watchdog", name)
+    assert alert["labels"]["severity"] in {"critical", "warning", "info", "none"}
+    assert set(annotations) == {"summary", "description", "runbook_url"}
+    assert "{{" not in annotations["summary"], "a summary holds no values: it names the trouble"
+    assert annotations["runbook_url"] == RUNBOOK_URL.format(name)
+
+
+@each_alert
+def test_labels_of_alerts_never_change_while_they_fire(alert: Rule) -> None:
+    assert not [value for value in alert["labels"].values() if "$value" in value or ".Value" in value]
+
+
+@each_alert
+def test_alerts_have_a_runbook(alert: Rule) -> None:
+    page = (RUNBOOKS / f"{alert['alert']}.md").read_text()
+    lines = page.splitlines()
+    assert lines[0] == f"# {alert['alert']}"
+    assert [line for line in lines if line.startswith("## ")] == HEADINGS
+    queries = re.findall(r"```promql\n(.*?)```", page, flags=re.DOTALL)
+    assert queries, "the diagnosis has no query"
+    for query in queries:
+        assert_known(query, f"{alert['alert']}.md")
+
+
+def test_every_runbook_belongs_to_an_alert() -> None:
+    names = {alert["alert"] for alert in ALERTS}
+    assert {file.stem for file in RUNBOOKS.glob("*.md")} == names
+    linked = {link for file in RUNBOOKS.glob("*.md") for link in re.findall(r"\]\((\w+)\.md\)", file.read_text())}
+    assert linked <= names
+
+
+@each_alert
+def test_alerts_are_seen_to_fire_and_to_keep_silent(alert: Rule) -> None:
+    fires, silent = set[str](), set[str]()
+    for file in (PROMETHEUS / "tests").glob("*.yml"):
+        for case in yaml.safe_load(file.read_text())["tests"]:
+            for check in case.get("alert_rule_test", []):
+                (fires if check["exp_alerts"] else silent).add(check["alertname"])
+    assert alert["alert"] in fires
+    assert alert["alert"] in silent or alert["alert"] == "Watchdog"  # which is never silent
