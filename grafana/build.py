@@ -1,0 +1,70 @@
+"""Build the dashboards: `python grafana/build.py` writes them, `--check` fails when the committed ones differ.
+
+Needs `pip install PyYAML` and `pip install --no-deps -r grafana/requirements.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import plugin  # type: ignore[import-not-found]  # noqa: F401  # beside this script; importing it registers the panels
+from grafana_dashboards.exporter import DashboardExporter, ProjectProcessor
+from grafana_dashboards.parser import DefinitionParser
+
+HERE = Path(__file__).resolve().parent
+
+
+class Collector(DashboardExporter):  # type: ignore[misc]  # the builder ships no types
+    """Keeps each dashboard as the text of its file."""
+
+    def __init__(self) -> None:
+        self.files: dict[Path, str] = {}
+
+    def process_dashboard(self, project_name: str, dashboard_name: str, dashboard_data: dict[str, Any]) -> None:
+        """Take one dashboard from the builder."""
+        text = json.dumps(dashboard_data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        self.files[HERE / "dashboards" / f"{dashboard_name}.json"] = text
+
+
+def build() -> dict[Path, str]:
+    """Return the dashboards: file name to content."""
+    collector = Collector()
+    definitions = sorted(map(str, (HERE / "definitions").glob("*.yaml")))
+    ProjectProcessor([collector]).process_projects(DefinitionParser().load_projects(definitions))
+    return collector.files
+
+
+def drift(files: dict[Path, str]) -> list[str]:
+    """Return the lines of a diff from the committed dashboards to `files`; none if they agree."""
+    lines: list[str] = []
+    for path in sorted({*files, *(HERE / "dashboards").glob("*.json")}):
+        committed = path.read_text(encoding="utf-8") if path.exists() else ""
+        name = str(path.relative_to(HERE))
+        lines += difflib.unified_diff(
+            committed.splitlines(), files.get(path, "").splitlines(), f"committed/{name}", f"built/{name}", lineterm=""
+        )
+    return lines
+
+
+def main() -> int:
+    """Run the command line; the exit code is 1 when --check finds a difference."""
+    parser = argparse.ArgumentParser(description="Build the Grafana dashboards from their YAML definitions.")
+    parser.add_argument("--check", action="store_true", help="write nothing; print a diff and fail if anything differs")
+    check = parser.parse_args().check
+    files = build()
+    if check:
+        differences = drift(files)
+        print("\n".join(differences), end="\n" if differences else "")
+        return 1 if differences else 0
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(HERE.parent))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

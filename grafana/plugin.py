@@ -1,0 +1,437 @@
+"""Modern Grafana panels for grafana-dashboard-builder, whose own stop at the panels of Grafana 6.
+
+Importing this module is enough: the builder registers every subclass of its item classes under the class name in kebab
+case, and the last class of a name wins. The output is the classic dashboard model, schemaVersion 42, which file
+provisioning takes in Grafana 10 to 13.
+"""
+
+# mypy: allow-subclassing-any
+# (grafana-dashboard-builder ships no types, so each of its classes is Any to mypy.)
+
+import re
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from grafana_dashboards import components
+from grafana_dashboards.components import annotations, dashboards, panels, projects, rows, templates
+
+Json = dict[str, Any]
+
+SCHEMA_VERSION = 42
+GRID_COLUMNS = 24
+PROMETHEUS: Json = {"type": "prometheus", "uid": "${datasource}"}
+
+# {kebab-name}, but not the brace of {{legend}}, ${variable} or {label="matcher"}.
+PLACEHOLDER = re.compile(r"(?<![{$])\{([a-z][a-z0-9-]*)\}(?!\})")
+
+# How a target with `line:` is drawn in a time series.
+LINE_STYLES: dict[str, list[Json]] = {
+    "limit": [
+        {"id": "color", "value": {"mode": "fixed", "fixedColor": "red"}},
+        {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [10, 10]}},
+    ],
+    "reference": [{"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [4, 6]}}],
+}
+
+
+def expand(tree: Any, context: Any) -> Any:
+    """Replace the project's {placeholders} in every string of `tree`, and nothing else.
+
+    The builder's own expansion is str.format over the whole dashboard, which fails on PromQL's braces.
+    """
+    if isinstance(tree, str):
+        if PLACEHOLDER.fullmatch(tree):
+            return context.expand_placeholders(tree)  # keeps numbers
+        return PLACEHOLDER.sub(lambda match: str(context.expand_placeholders(match.group(0))), tree)
+    if isinstance(tree, list):
+        return [expand(value, context) for value in tree]
+    if isinstance(tree, dict):
+        return {key: expand(value, context) for key, value in tree.items()}
+    return tree
+
+
+class SafeExpand:
+    """Mixin for the components that the builder would expand with str.format."""
+
+    def gen_json(self: Any, context: Any = None) -> Any:
+        """Expand this component's data with `expand` and render it."""
+        data = self.data if context is None else expand(self.data, context)
+        return self.gen_json_from_data(data, context)
+
+
+class Panels(SafeExpand, panels.Panels):
+    """The panels of a row."""
+
+
+class Rows(SafeExpand, rows.Rows):
+    """The rows of a dashboard."""
+
+
+class Templates(SafeExpand, templates.Templates):
+    """The variables of a dashboard."""
+
+
+class Annotations(SafeExpand, annotations.Annotations):
+    """The annotations of a dashboard."""
+
+
+class Row(rows.Row):
+    """`title`, `collapse`, `height` of its panels in grid units, `panels`."""
+
+    def gen_json_from_data(self, data: Json, context: Any) -> Json:
+        """Return a row with all its panels inside; `layout` takes those of an open row out."""
+        children = self.registry.create_component(Panels, {"panels": data["panels"]}).gen_json()
+        for panel in children:
+            panel["gridPos"].setdefault("h", data.get("height", 8))
+        return {"type": "row", "title": data["title"], "collapsed": data.get("collapse", False), "panels": children}
+
+
+class Dashboard(SafeExpand, dashboards.Dashboard):
+    """A dashboard of the classic model: `uid`, `title`, `description`, `tags`, `templates`, `annotations`, `rows`."""
+
+    def gen_json_from_data(self, data: Json, context: Any) -> Json:
+        """Return the whole dashboard, with panel positions and ids in reading order."""
+
+        def part(cls: type, key: str) -> Any:
+            return self.registry.create_component(cls, {key: data[key]}).gen_json()
+
+        return {
+            "annotations": {"list": part(Annotations, "annotations")},
+            "description": text(data["description"]),
+            "editable": False,
+            "fiscalYearStartMonth": 0,
+            "graphTooltip": 1,
+            "id": None,
+            "links": [],
+            "panels": layout(part(Rows, "rows")),
+            "refresh": data.get("refresh", "10s"),
+            "schemaVersion": SCHEMA_VERSION,
+            "tags": sorted(data["tags"]),
+            "templating": {"list": part(Templates, "templates")},
+            "time": data.get("time", {"from": "now-1h", "to": "now"}),
+            "timepicker": {},
+            "timezone": "browser",
+            "title": data["title"],
+            "uid": data["uid"],
+            "version": 1,
+        }
+
+
+def layout(row_panels: Iterable[Json]) -> list[Json]:
+    """Let the panels of each row flow from left to right, row under row, and number everything in reading order."""
+    result: list[Json] = []
+    next_id, y = 1, 0
+    for row in row_panels:
+        children = row["panels"]
+        row |= {"id": next_id, "gridPos": {"h": 1, "w": GRID_COLUMNS, "x": 0, "y": y}}
+        x, y, line_height = 0, y + 1, 0
+        for number, panel in enumerate(children, next_id + 1):
+            position = panel["gridPos"]
+            if x + position["w"] > GRID_COLUMNS:
+                x, y, line_height = 0, y + line_height, 0
+            panel["id"] = number
+            position |= {"x": x, "y": y}
+            x, line_height = x + position["w"], max(line_height, position["h"])
+        y += line_height
+        next_id += len(children) + 1
+        if row["collapsed"]:
+            result.append(row)
+            y = row["gridPos"]["y"] + 1
+        else:
+            result += [row | {"panels": []}, *children]
+    return result
+
+
+def text(value: str) -> str:
+    """Undo the line breaks that the YAML was wrapped with."""
+    return " ".join(value.split())
+
+
+class Panel(panels.PanelsItemBase):
+    """What all panels share: `title`, `description`, `no-data`, `targets`, size, unit, limits, colours."""
+
+    type: ClassVar[str]
+    instant: ClassVar[bool] = True  # a panel that shows only the present must not show a vanished series
+    custom: ClassVar[Json] = {}
+    options: ClassVar[Json] = {}
+
+    def gen_json_from_data(self, data: Json, context: Any) -> Json:
+        """Return the panel; `layout` adds its id and position."""
+        targets = [self.target(number, target) for number, target in enumerate(data["targets"])]
+        panel = {
+            "datasource": PROMETHEUS,
+            "description": text(data["description"]),
+            "fieldConfig": {"defaults": self.field_defaults(data), "overrides": self.overrides(data)},
+            "gridPos": {"w": data.get("width", 12)} | ({"h": data["height"]} if "height" in data else {}),
+            "options": self.options | data.get("options", {}),
+            "targets": targets,
+            "title": data["title"],
+            "type": self.type,
+        }
+        if "repeat" in data:
+            panel |= {"repeat": data["repeat"], "repeatDirection": "h", "maxPerRow": 3}
+        return panel
+
+    def target(self, number: int, data: Json) -> Json:
+        """Return one query; A is the first."""
+        return {
+            "datasource": PROMETHEUS,
+            "editorMode": "code",
+            "expr": text(data["expr"]),
+            "format": "table" if self.type == "table" else "time_series",
+            "instant": self.instant,
+            "legendFormat": data.get("legend", ""),
+            "range": not self.instant,
+            "refId": chr(ord("A") + number),
+        }
+
+    def field_defaults(self, data: Json) -> Json:
+        """Return unit, bounds, thresholds, value mappings and the text that stands where there are no data."""
+        defaults = {
+            "color": {"mode": "thresholds" if self.instant else "palette-classic"},
+            "custom": self.custom | data.get("custom", {}),
+            "mappings": mappings(data.get("mappings", [])),
+            "noValue": text(data["no-data"]),
+            "thresholds": thresholds(data.get("thresholds", ["text" if self.instant else "green"])),
+            "unit": data["unit"],
+        }
+        return defaults | {key: data[key] for key in ("min", "max", "decimals") if key in data}
+
+    def overrides(self, data: Json) -> list[Json]:
+        """Return the overrides for targets that have a unit or a line style of their own."""
+        result = []
+        for number, target in enumerate(data["targets"]):
+            properties = list(LINE_STYLES[target["line"]]) if "line" in target else []
+            if "unit" in target:
+                properties.append({"id": "unit", "value": target["unit"]})
+            if properties:
+                matcher = {"id": "byFrameRefID", "options": chr(ord("A") + number)}
+                result.append({"matcher": matcher, "properties": properties})
+        return result
+
+
+def thresholds(steps: list[Any]) -> Json:
+    """[green, 0.3, red] is green below 0.3 and red from there on."""
+    values = [None, *steps[1::2]]
+    return {
+        "mode": "absolute",
+        "steps": [{"color": color, "value": value} for color, value in zip(steps[::2], values, strict=True)],
+    }
+
+
+def mappings(items: list[list[Any]]) -> list[Json]:
+    """[[1, starting, blue], [nan, NaN, red]]: a value, the text shown for it, and its colour."""
+    values = {str(value): {"text": shown, "color": color} for value, shown, color in items if value != "nan"}
+    special = [{"text": shown, "color": color} for value, shown, color in items if value == "nan"]
+    for index, result in enumerate([*values.values(), *special]):
+        result["index"] = index
+    return [
+        *([{"type": "value", "options": values}] if values else []),
+        *({"type": "special", "options": {"match": "nan", "result": result}} for result in special),
+    ]
+
+
+class Timeseries(Panel):
+    """Lines over time: `log: true|symlog`, `stack: true`, `style: bars`; a target may have `line: limit|reference`."""
+
+    type = "timeseries"
+    instant = False
+    custom: ClassVar[Json] = {
+        "axisPlacement": "auto",
+        "drawStyle": "line",
+        "fillOpacity": 0,
+        "gradientMode": "none",
+        "lineInterpolation": "linear",
+        "lineWidth": 1,
+        "pointSize": 4,
+        "scaleDistribution": {"type": "linear"},
+        "showPoints": "never",
+        "spanNulls": False,  # a gap is a fact: the run, or the exporter, was not there
+        "stacking": {"group": "A", "mode": "none"},
+        "thresholdsStyle": {"mode": "off"},
+    }
+    options: ClassVar[Json] = {
+        "legend": {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": True},
+        "tooltip": {"hideZeros": False, "mode": "multi", "sort": "desc"},
+    }
+
+    def field_defaults(self, data: Json) -> Json:
+        """Add how the lines are drawn."""
+        custom: Json = {}
+        if data.get("log") == "symlog":
+            custom["scaleDistribution"] = {"type": "symlog", "log": 10, "linearThreshold": 0.001}
+        elif data.get("log"):
+            custom["scaleDistribution"] = {"type": "log", "log": 10}
+        if data.get("stack"):
+            custom |= {"stacking": {"group": "A", "mode": "normal"}, "fillOpacity": 60, "lineWidth": 0}
+        if data.get("style") == "bars":
+            custom |= {"drawStyle": "bars", "fillOpacity": 80}
+        if "thresholds" in data:
+            custom["thresholdsStyle"] = {"mode": "dashed"}
+        return super().field_defaults(data | {"custom": custom})
+
+
+class Stat(Panel):
+    """One large present value for each series."""
+
+    type = "stat"
+    options: ClassVar[Json] = {
+        "colorMode": "value",
+        "graphMode": "none",
+        "justifyMode": "auto",
+        "orientation": "auto",
+        "percentChangeColorMode": "standard",
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "showPercentChange": False,
+        "textMode": "value_and_name",
+        "wideLayout": True,
+    }
+
+
+class Bargauge(Panel):
+    """One horizontal bar for each series, with its present value."""
+
+    type = "bargauge"
+    options: ClassVar[Json] = {
+        "displayMode": "basic",
+        "legend": {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": False},
+        "maxVizHeight": 300,
+        "minVizHeight": 12,
+        "minVizWidth": 8,
+        "namePlacement": "left",
+        "orientation": "horizontal",
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "showUnfilled": True,
+        "sizing": "auto",
+        "valueMode": "color",
+    }
+
+
+class Table(Panel):
+    """Present facts. `columns` maps each field to its heading, in order; several targets are joined by their labels."""
+
+    type = "table"
+    custom: ClassVar[Json] = {"align": "auto", "cellOptions": {"type": "auto"}, "inspect": False}
+    options: ClassVar[Json] = {"cellHeight": "sm", "showHeader": True}
+
+    def gen_json_from_data(self, data: Json, context: Any) -> Json:
+        """Add the transformations that leave only the named columns."""
+        columns = {str(field): heading for field, heading in data["columns"].items()}
+        organize = {
+            "excludeByName": {},
+            "includeByName": {},
+            "indexByName": {field: index for index, field in enumerate(columns)},
+            "renameByName": columns,
+        }
+        chosen = {"include": {"names": list(columns)}}
+        return super().gen_json_from_data(data, context) | {
+            "transformations": [
+                *([{"id": "merge", "options": {}}] if len(data["targets"]) > 1 else []),
+                {"id": "filterFieldsByName", "options": chosen},
+                {"id": "organize", "options": organize},
+            ]
+        }
+
+    def field_defaults(self, data: Json) -> Json:
+        """Show labels as they are: as numbers, version 3.10 would be 3.1."""
+        return super().field_defaults(data | {"unit": "string"})
+
+    def overrides(self, data: Json) -> list[Json]:
+        """Return the units of the columns that hold values, by heading; `units` names those that have one."""
+        units = data.get("units", {})
+        return [
+            {
+                "matcher": {"id": "byName", "options": heading},
+                "properties": [{"id": "unit", "value": units.get(heading, "none")}],
+            }
+            for field, heading in data["columns"].items()
+            if str(field).startswith("Value")
+        ]
+
+
+class Datasource(templates.TemplatesItemBase):
+    """The variable `datasource`: which Prometheus."""
+
+    def gen_json_from_data(self, data: Json, context: Any) -> Json:
+        """Return a data source variable."""
+        return variable("datasource", data) | {"query": "prometheus", "refresh": 1}
+
+
+class LabelValues(templates.TemplatesItemBase):
+    """A variable over the values of the label `name` of `metric`. Several can be chosen; `all: true` adds All."""
+
+    def gen_json_from_data(self, data: Json, context: Any) -> Json:
+        """Return a query variable that is asked again whenever the time range changes."""
+        query = f"label_values({text(data['metric'])}, {data['name']})"
+        result = variable("query", data) | {
+            "datasource": PROMETHEUS,
+            "definition": query,
+            "multi": True,
+            "query": {"qryType": 1, "query": query, "refId": f"{data['name']}-values"},
+            "refresh": 2,
+            "sort": 1,
+        }
+        if data.get("all"):
+            # .* also matches where the label is absent: processes of a run that are below no rank have no rank.
+            everything = {"selected": True, "text": ["All"], "value": ["$__all"]}
+            result |= {"allValue": ".*", "current": everything, "includeAll": True}
+        return result
+
+
+def variable(type_: str, data: Json) -> Json:
+    """Return what variables of every type have."""
+    return {
+        "current": {},
+        "description": text(data["description"]),
+        "hide": 0,
+        "includeAll": False,
+        "label": data["label"],
+        "multi": False,
+        "name": data["name"],
+        "options": [],
+        "regex": "",
+        "skipUrlSync": False,
+        "type": type_,
+    }
+
+
+class Manual(annotations.AnnotationsItemBase):
+    """Annotations that people make in Grafana itself; every dashboard has this entry."""
+
+    def gen_json_from_data(self, data: Json, context: Any) -> Json:
+        """Return Grafana's built-in annotation query."""
+        return {
+            "builtIn": 1,
+            "datasource": {"type": "grafana", "uid": "-- Grafana --"},
+            "enable": True,
+            "hide": True,
+            "iconColor": data["color"],
+            "name": data["name"],
+            "type": "dashboard",
+        }
+
+
+class Event(annotations.AnnotationsItemBase):
+    """Annotations from a query. With `at-value: true` its value is the time of the event, in milliseconds."""
+
+    def gen_json_from_data(self, data: Json, context: Any) -> Json:
+        """Return a Prometheus annotation query."""
+        return {
+            "datasource": PROMETHEUS,
+            "enable": True,
+            "expr": text(data["expr"]),
+            "hide": False,
+            "iconColor": data["color"],
+            "name": data["name"],
+            "tagKeys": data.get("tags", ""),
+            "textFormat": data["text"],
+            "titleFormat": data["title"],
+            "useValueForTime": data.get("at-value", False),
+        }
+
+
+# Project looks dashboards up by the stock class itself, not by its type name: the one patch there is no way round.
+projects.Dashboard = Dashboard
+# The registry finds subclasses through weak references: loaded by the builder's command line, this module would be
+# freed, and they with it.
+components._trainvitals_plugin = globals()

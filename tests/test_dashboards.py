@@ -1,0 +1,461 @@
+"""The dashboards: committed as built, sound by their design rules, and answered by a real Prometheus."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from trainvitals.catalogue import METRICS, PREFIX, RUN_STATES
+
+from tests import openmetrics_sample as sample
+from tests.conftest import tool
+from tests.dashboard_lint import UNITS, lint
+from tests.dashboard_queries import (
+    EMPTY_WHEN_HEALTHY,
+    EMPTY_WITHOUT_GPU,
+    ENDED,
+    INTERVALS,
+    Json,
+    get,
+    instant_values,
+    panels,
+    queries,
+    run_all,
+    substitute,
+    unexplained,
+)
+
+GRAFANA = Path(__file__).resolve().parent.parent / "grafana"
+DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
+EVERYTHING = {"job": "trainvitals", "instance": ".*", "run": ".*", "rank": ".*"}
+
+
+def load(path: Path) -> Json:
+    dashboard: Json = json.loads(path.read_text(encoding="utf-8"))
+    return dashboard
+
+
+@pytest.fixture
+def dashboard() -> Json:
+    return load(GRAFANA / "dashboards" / "training-run.json")
+
+
+@pytest.fixture(params=DASHBOARDS, ids=lambda path: path.stem)
+def each_dashboard(request: pytest.FixtureRequest) -> Json:
+    return load(request.param)
+
+
+def panel_named(dashboard: Json, title: str) -> Json:
+    return next(panel for panel in panels(dashboard) if panel["title"] == title)
+
+
+# Built from YAML.
+
+
+def build(*arguments: str, grafana: Path = GRAFANA, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(grafana / "build.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONHASHSEED": hash_seed})
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_committed_dashboards_are_what_the_yaml_builds(hash_seed: str) -> None:
+    result = build("--check", hash_seed=hash_seed)
+    assert (result.returncode, result.stdout) == (0, ""), result.stdout + result.stderr
+
+
+def test_check_fails_with_a_diff_when_a_committed_dashboard_was_edited(tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(GRAFANA, tmp_path / "grafana"))
+    file = copied / "dashboards" / "training-run.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("Run state", "Run condition"), encoding="utf-8")
+    result = build("--check", grafana=copied)
+    assert result.returncode == 1
+    assert '-      "title": "Run condition",' in result.stdout
+    build(grafana=copied)
+    assert build("--check", grafana=copied).returncode == 0
+
+
+def test_check_fails_when_a_committed_dashboard_has_no_definition(tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(GRAFANA, tmp_path / "grafana"))
+    (copied / "dashboards" / "stray.json").write_text("{}\n", encoding="utf-8")
+    result = build("--check", grafana=copied)
+    assert result.returncode == 1
+    assert "dashboards/stray.json" in result.stdout
+
+
+# Sound by the design rules.
+
+
+def test_design_rules(each_dashboard: Json) -> None:
+    assert lint(each_dashboard) == []
+
+
+def _drop_unit(board: Json) -> None:
+    panel_named(board, "Loss")["fieldConfig"]["defaults"]["unit"] = "seconds"
+
+
+def _drop_description(board: Json) -> None:
+    panel_named(board, "Loss")["description"] = "Loss."
+
+
+def _drop_no_value(board: Json) -> None:
+    panel_named(board, "Loss")["fieldConfig"]["defaults"]["noValue"] = "No data"
+
+
+def _edit_expr(title: str, old: str, new: str) -> Callable[[Json], None]:
+    def edit(board: Json) -> None:
+        target = panel_named(board, title)["targets"][0]
+        assert old in target["expr"]
+        target["expr"] = target["expr"].replace(old, new)
+
+    return edit
+
+
+def _edit_legend(board: Json) -> None:
+    panel_named(board, "Loss")["targets"][0]["legendFormat"] = "{{run}}"
+
+
+def _wrong_legend(board: Json) -> None:
+    panel_named(board, "Iterations per second")["targets"][0]["legendFormat"] = "{{run}} {{rank}}"
+
+
+def _wrong_column(board: Json) -> None:
+    organize = panel_named(board, "Optimizers")["transformations"][-1]
+    organize["options"]["renameByName"]["klass"] = "Class"
+
+
+def _overlap(board: Json) -> None:
+    panel_named(board, "Gradient norm")["gridPos"]["x"] = 6
+
+
+def _too_many_open(board: Json) -> None:
+    row = next(panel for panel in board["panels"] if panel.get("panels"))
+    board["panels"] += row["panels"]
+
+
+def _unchained(board: Json) -> None:
+    board["templating"]["list"][3]["definition"] = "label_values(trainvitals_run_state, run)"
+
+
+def _fixed_source(board: Json) -> None:
+    panel_named(board, "Loss")["targets"][0]["datasource"]["uid"] = "trainvitals-prometheus"
+
+
+def _falling_thresholds(board: Json) -> None:
+    panel_named(board, "KL divergence")["fieldConfig"]["defaults"]["thresholds"]["steps"].reverse()
+
+
+def _spans_gaps(board: Json) -> None:
+    panel_named(board, "Loss")["fieldConfig"]["defaults"]["custom"]["spanNulls"] = True
+
+
+def _editable(board: Json) -> None:
+    board["editable"] = True
+
+
+ON_GPU = " and on (job, instance, uuid)"
+MISTAKES: list[tuple[Callable[[Json], None], str]] = [
+    (_drop_unit, "unknown unit"),
+    (_drop_description, "description"),
+    (_drop_no_value, "no data"),
+    (_edit_legend, "legend does not name ['optimizer', 'rank']"),
+    (_wrong_legend, "no labels of the query"),
+    (_wrong_column, "columns ['klass']"),
+    (_overlap, "overlaps"),
+    (_too_many_open, "panels are open"),
+    (_unchained, "not chained"),
+    (_fixed_source, "${datasource}"),
+    (_falling_thresholds, "thresholds"),
+    (_spans_gaps, "spans gaps"),
+    (_editable, "editable"),
+    (_edit_expr("Loss", "trainvitals_loss", "trainvitals_lose"), "not in the catalogue"),
+    (_edit_expr("Loss", "rank=~", "rang=~"), "no labels ['rang']"),
+    (_edit_expr("Loss", 'job=~"$job", ', ""), "not restricted by ['job']"),
+    (_edit_expr("Loss", "$run", "$lauf"), "unknown variables"),
+    (_edit_expr("Loss", "{", "{{"), "PromQL"),
+    (_edit_expr("Last loss", "optimizer", "optimiser"), "groups by ['optimiser']"),
+    (_edit_expr("Pressure", "$__rate_interval", "1m"), "$__rate_interval"),
+    (_edit_expr("Cost of the hooks", "rate(", "avg_over_time("), "a counter without rate()"),
+    (
+        _edit_expr("GPU memory in use", "on (job, instance, uuid)", "on (job, instance, gpu)"),
+        "not labels of both sides",
+    ),
+    (_edit_expr("Waiting for data", "by (job, instance, run)", "by (job, instance)"), "labels differ"),
+]
+
+
+@pytest.mark.parametrize(("make", "finding"), MISTAKES, ids=[finding for _, finding in MISTAKES])
+def test_the_lint_catches_a_seeded_mistake(dashboard: Json, make: Callable[[Json], None], finding: str) -> None:
+    if finding == "labels differ":  # only the first of the two sides
+        target = panel_named(dashboard, "Waiting for data")["targets"][0]
+        target["expr"] = target["expr"].replace("by (job, instance, run)", "by (job, instance)", 1)
+    else:
+        make(dashboard)
+    assert any(finding in line for line in lint(dashboard)), lint(dashboard)
+
+
+# Limit in project.yaml -> the alert or rule that it belongs to, and how that writes it.
+RULES = {
+    "data-wait-limit": ("TrainingDataStarved", "> {}"),
+    "gpu-utilization-low": ("TrainingGpuUnderused", "< {}"),
+    "core-busy-limit": ("run:trainvitals_bottleneck:info", "> {}"),
+    "disk-busy-limit": ("run:trainvitals_bottleneck:info", "> {}"),
+    "gradient-explosion-factor": ("TrainingGradientExplosion", "> on (job, instance, run, rank, optimizer) {} *"),
+    "kl-low": ("TrainingKlNegative", "< {}"),
+    "kl-high": ("TrainingKlTooLarge", "> {}"),
+    "kl-tags": ("tag:trainvitals_scalar_kl:last", "{}"),
+    "stalled-seconds": ("run:trainvitals_silence_limit:seconds", ", {})"),
+}
+
+
+def limits() -> Json:
+    [item] = yaml.safe_load((GRAFANA / "definitions" / "project.yaml").read_text(encoding="utf-8"))
+    project: Json = item["project"]
+    return project
+
+
+@pytest.mark.parametrize("limit", RULES)
+def test_limits_are_those_of_the_alerts(limit: str) -> None:
+    name, pattern = RULES[limit]
+    groups = [
+        group
+        for file in (GRAFANA.parent / "prometheus" / "rules").glob("*.yml")
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
+    ]
+    rules = [rule["expr"] for group in groups for rule in group["rules"] if name in rule.values()]
+    expected = " ".join(pattern.format(limits()[limit]).split())
+    assert any(expected in " ".join(rule.split()) for rule in rules), f"{name} does not have {expected}"
+
+
+def test_every_limit_has_its_alert() -> None:
+    assert {name for name in limits() if name != "dashboards" and not name.startswith("of-")} == {
+        *RULES,
+        "gpu-utilization-good",  # what the guide calls good; no alert
+    }
+
+
+def test_every_run_state_has_its_text(dashboard: Json) -> None:
+    panel = panel_named(dashboard, "Run state")
+    texts = panel["fieldConfig"]["defaults"]["mappings"][0]["options"]
+    for number, state in enumerate(RUN_STATES, 1):
+        assert texts[str(number)]["text"] == state.replace("_", " ")
+        assert f"{number} * (max by (job, instance, run) (trainvitals_run_state{{" in panel["targets"][0]["expr"]
+        assert f'state="{state}" }}) == 1)' in panel["targets"][0]["expr"]
+
+
+# Typed by Grafana's own model.
+
+# Grafana's Prometheus data source reads these from an annotation; the model leaves them open.
+ANNOTATION_KEYS = {"tagKeys", "textFormat", "titleFormat", "useValueForTime"}
+
+
+def lost(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """Yield what is in `before` and not, or with another value, in `after`. A null and an absent key are the same."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key, value in before.items():
+            if value is not None:
+                yield from lost(value, after.get(key), f"{path}.{key}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from lost(one, other, f"{path}[{index}]")
+    elif before != after:
+        yield path
+
+
+def through_the_model(board: Json) -> Json:
+    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder", reason="needs Python 3.11 or newer")
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()
+    decoded: Json = json.loads(encoder.JSONEncoder().encode(Dashboard.from_json(copy.deepcopy(board))))
+    return decoded
+
+
+def test_grafanas_model_knows_every_key(each_dashboard: Json) -> None:
+    unknown = list(lost(each_dashboard, through_the_model(each_dashboard)))
+    assert [path for path in unknown if path.rpartition(".")[2] not in ANNOTATION_KEYS] == []
+
+
+def test_grafanas_model_catches_an_unknown_key(dashboard: Json) -> None:
+    panel_named(dashboard, "Loss")["fieldConfig"]["defaults"]["custom"]["lineThickness"] = 2
+    assert any("lineThickness" in path for path in lost(dashboard, through_the_model(dashboard)))
+
+
+def test_units_are_grafanas() -> None:
+    units = pytest.importorskip("grafana_foundation_sdk.models.units", reason="needs Python 3.11 or newer")
+    assert {value for value in vars(units).values() if isinstance(value, str)} >= UNITS
+
+
+# Answered by a real Prometheus.
+
+
+class Backfilled(NamedTuple):
+    """A Prometheus that holds the sample, and the Unix time at which the sample ends."""
+
+    url: str
+    end: int
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
+    server, promtool = tool("prometheus"), tool("promtool")
+    folder = tmp_path_factory.mktemp("prometheus")
+    end = int(time.time())
+    sample.write(folder / "sample.txt", end)
+    backfill = [promtool, "tsdb", "create-blocks-from", "openmetrics", "sample.txt", "data"]
+    subprocess.run(backfill, cwd=folder, check=True, capture_output=True)
+    (folder / "prometheus.yml").write_text("{}\n", encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [
+        server, "--config.file=prometheus.yml", "--storage.tsdb.path=data",
+        f"--web.listen-address={address}", "--log.level=warn",
+    ]  # fmt: skip
+    with (folder / "log").open("w") as log, subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as process:
+        try:
+            _wait_until_answering(f"http://{address}", process, folder / "log")
+            yield Backfilled(f"http://{address}", end)
+        finally:
+            process.terminate()
+
+
+def _wait_until_answering(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            break
+        try:
+            get(url, "query", {"query": "1"})
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail(f"Prometheus did not start: {log.read_text()}")
+
+
+def values(prometheus: Backfilled, panel: Json, number: int = 0, **variables: str) -> dict[tuple[str, ...], float]:
+    """Return a panel's present values by run, and by phase if they have one."""
+    expr = substitute(panel["targets"][number]["expr"], {**INTERVALS, **EVERYTHING, **variables})
+    found = instant_values(prometheus.url, expr, prometheus.end)
+    return {tuple(labels[name] for name in ("run", "phase") if name in labels): value for labels, value in found}
+
+
+def test_the_sample_has_every_metric_of_the_catalogue(prometheus: Backfilled) -> None:
+    names = set(get(prometheus.url, "label/__name__/values", {}))
+    expected = {f"{metric.name}_count" if metric.type == "histogram" else metric.name for metric in METRICS}
+    assert expected - names == set()
+
+
+@pytest.mark.parametrize("run", [".*", "(voice-s1|voice-s2)"])
+def test_every_query_returns_data(each_dashboard: Json, prometheus: Backfilled, run: str) -> None:
+    results = run_all(each_dashboard, prometheus.url, {**EVERYTHING, "run": run}, at=prometheus.end)
+    assert len(results) == len(list(queries(each_dashboard)))
+    assert [result for result in results if result.error or not result.series] == []
+
+
+def test_only_what_is_about_the_end_is_empty_for_a_run_in_progress(
+    each_dashboard: Json, prometheus: Backfilled
+) -> None:
+    results = run_all(each_dashboard, prometheus.url, {**EVERYTHING, "run": "voice-s2"}, at=prometheus.end)
+    assert unexplained(results, {ENDED: "the run has not ended"}) == []
+
+
+def test_a_query_that_fails_or_finds_nothing_is_reported(dashboard: Json, prometheus: Backfilled) -> None:
+    loss = panel_named(dashboard, "Loss")["targets"][0]
+    for expr, error in (("trainvitals_loss{", "parse error"), ('trainvitals_loss{run="other"}', None)):
+        loss["expr"] = expr
+        [found] = unexplained(run_all(dashboard, prometheus.url, EVERYTHING, at=prometheus.end))
+        assert (found.where, found.series) == ("Loss", 0)
+        assert found.error is None if error is None else error in str(found.error)
+
+
+def test_a_prometheus_that_is_gone_is_reported_for_every_query(dashboard: Json) -> None:
+    results = run_all(dashboard, "http://127.0.0.1:9", EVERYTHING)
+    assert results
+    assert all("refused" in str(result.error) for result in results)
+
+
+def test_reasons_for_empty_queries_name_metrics_that_exist() -> None:
+    names = [metric.name for metric in METRICS]
+    for part in {*EMPTY_WITHOUT_GPU, *EMPTY_WHEN_HEALTHY} - {"ALERTS", ENDED}:
+        assert part != PREFIX
+        assert any(name.startswith(part) for name in names), part
+
+
+def test_speed_is_that_of_the_slowest_rank_of_each_run(dashboard: Json, prometheus: Backfilled) -> None:
+    found = values(prometheus, panel_named(dashboard, "Iterations per second"))
+    assert found == pytest.approx({("voice-s2",): 1.5, ("voice-s1",): 5.0})
+
+
+def test_phases_of_each_run_are_its_own_shares(dashboard: Json, prometheus: Backfilled) -> None:
+    found = values(prometheus, panel_named(dashboard, "Where the step goes now"))
+    expected = {(run, phase): share for run in sample.STATE for phase, share in sample.PHASE_SHARES.items()}
+    assert found == pytest.approx(expected)
+
+
+def test_host_memory_counts_all_ranks_roles_and_the_launcher(dashboard: Json, prometheus: Backfilled) -> None:
+    found = values(prometheus, panel_named(dashboard, "Host memory"))
+    assert found == pytest.approx({("voice-s2",): 8.01e9, ("voice-s1",): 4e9})
+
+
+def test_state_is_one_number_for_each_run(dashboard: Json, prometheus: Backfilled) -> None:
+    assert values(prometheus, panel_named(dashboard, "Run state")) == {("voice-s2",): 2, ("voice-s1",): 4}
+
+
+def test_firing_alerts_are_counted_for_the_chosen_runs(dashboard: Json, prometheus: Backfilled) -> None:
+    panel = panel_named(dashboard, "Firing alerts")
+    assert values(prometheus, panel) == {(): 2}
+    assert values(prometheus, panel, run="voice-s2") == {(): 1}
+    assert values(prometheus, panel, run="other") == {(): 0}
+    assert values(prometheus, panel, job="other") == {(): 0}
+
+
+def test_an_ended_run_is_not_called_silent(dashboard: Json, prometheus: Backfilled) -> None:
+    assert set(values(prometheus, panel_named(dashboard, "Last sign of life"))) == {("voice-s2",)}
+
+
+def test_a_run_is_shown_only_the_gpus_it_computes_on(dashboard: Json, prometheus: Backfilled) -> None:
+    expr = panel_named(dashboard, "Power")["targets"][0]["expr"]
+    for variables, gpus in (({}, {"0", "1"}), ({"run": "voice-s1"}, {"0"}), ({"run": "voice-s2", "rank": "1"}, {"1"})):
+        found = instant_values(prometheus.url, substitute(expr, {**EVERYTHING, **variables}), prometheus.end)
+        assert {labels["gpu"] for labels, _ in found} == gpus
+
+
+def test_the_run_end_is_marked_at_the_last_sign_of_life(dashboard: Json, prometheus: Backfilled) -> None:
+    expr = next(query.expr for query in queries(dashboard) if query.where == "annotation Run end")
+    [(labels, value)] = instant_values(prometheus.url, substitute(expr, EVERYTHING), prometheus.end)
+    assert (labels["run"], labels["state"], value) == ("voice-s1", "failed", prometheus.end * 1000)
+
+
+# Provisioned.
+
+
+def provisioned(name: str) -> Json:
+    content: Json = yaml.safe_load((GRAFANA / "provisioning" / name / "trainvitals.yml").read_text(encoding="utf-8"))
+    assert content["apiVersion"] == 1
+    return content
+
+
+def test_data_sources_are_fixed_and_take_their_addresses_from_the_environment() -> None:
+    sources = {source["type"]: source for source in provisioned("datasources")["datasources"]}
+    prometheus, alertmanager = sources["prometheus"], sources["alertmanager"]
+    assert (prometheus["uid"], prometheus["url"]) == ("trainvitals-prometheus", "$PROMETHEUS_URL")
+    assert prometheus["jsonData"]["alertmanagerUid"] == alertmanager["uid"]
+    assert alertmanager["url"] == "$ALERTMANAGER_URL"
+    assert not any(source["editable"] for source in sources.values())
+
+
+def test_dashboards_are_provisioned_read_only() -> None:
+    [provider] = provisioned("dashboards")["providers"]
+    assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
+    assert provider["allowUiUpdates"] is False
