@@ -9,9 +9,9 @@ import json
 import math
 
 import pytest
+from trainvitals.runfile import RunFile
 
 from tests.conftest import Launched, Launcher
-from trainvitals.runfile import RunFile
 
 PRELUDE = """
 import copy, json, math, time, torch

@@ -1,0 +1,77 @@
+# Everything is made in .venv; `make clean` takes it away again.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+CHECKED := hooks exporter grafana examples tests benchmarks
+
+.PHONY: help demo test test-slow check bench dashboards docs tools compose-client clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the alert that arrives (five minutes)
+	$(BIN)/python examples/demo/demo.py
+
+test: $(VENV)/.test tools compose-client check  ## everything that a change has to pass
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/.test tools  ## what takes longer than a few minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.test  ## ruff and mypy alone
+	ruff check $(CHECKED)
+	ruff format --check $(CHECKED)
+	mypy hooks exporter grafana/build.py examples/demo tests benchmarks
+	MYPYPATH=examples mypy examples/voice_clone
+
+bench: $(VENV)/.test  ## what hooks and scrapes cost, beside the budgets
+	$(BIN)/python benchmarks/hooks.py
+	$(BIN)/python benchmarks/scrape.py
+
+dashboards: $(VENV)/.test  ## build grafana/dashboards from grafana/definitions
+	$(BIN)/python grafana/build.py
+
+docs: $(VENV)/.test  ## build docs/metrics.md from the catalogue
+	$(BIN)/trainvitals metrics --format markdown > docs/metrics.md
+
+# Debian and Ubuntu start these packages as services on their usual ports; nothing here uses or touches those.
+# TRAINVITALS_TEST_WITHOUT="prometheus docker-compose" tells that such a program cannot be had: its tests are named as not run.
+APT_INSTALL = root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+	if ! command -v apt-get >/dev/null || ! command -v $${root:-true} >/dev/null; then \
+	  echo "$(1) cannot be installed from here: please put it on PATH" >&2; exit 1; \
+	fi; \
+	echo "installing $(2)"; \
+	$$root apt-get -qq update; \
+	$$root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(2) >/dev/null
+
+tools:
+	@for tool in prometheus promtool amtool; do command -v $$tool >/dev/null || missing=yes; done; \
+	command -v alertmanager >/dev/null || command -v prometheus-alertmanager >/dev/null || missing=yes; \
+	[[ -n "$${missing:-}" && " $${TRAINVITALS_TEST_WITHOUT:-} " != *" prometheus "* ]] || exit 0; \
+	$(call APT_INSTALL,Prometheus (with promtool) and Alertmanager (with amtool),prometheus prometheus-alertmanager)
+
+compose-client:
+	@! docker compose version >/dev/null 2>&1 || exit 0; ! command -v docker-compose >/dev/null || exit 0; \
+	[[ " $${TRAINVITALS_TEST_WITHOUT:-} " != *" docker-compose "* ]] || exit 0; \
+	$(call APT_INSTALL,docker compose,docker-compose)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; choose one with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.example: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[example]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml grafana/requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[example,test]'
+	$(BIN)/python -m pip install --quiet --no-deps -r grafana/requirements.txt
+	touch $@ $(VENV)/.example
+
+clean:
+	rm -rf $(VENV)

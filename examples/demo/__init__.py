@@ -1,0 +1,1 @@
+"""One sick training run, from its first gradient to the notification."""
