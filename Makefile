@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Set TORCH_INDEX to the package index of CPU builds that pytorch.org names, to be spared gigabytes of CUDA.
+INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX),@true)
 CHECKED := hooks exporter grafana examples tests benchmarks
 
 .PHONY: help demo test test-slow check bench dashboards docs tools compose-client clean
@@ -65,10 +67,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.example: pyproject.toml | $(BIN)/python
+	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[example]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml grafana/requirements.txt | $(BIN)/python
+	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[example,test]'
 	$(BIN)/python -m pip install --quiet --no-deps -r grafana/requirements.txt
 	touch $@ $(VENV)/.example

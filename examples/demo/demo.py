@@ -88,7 +88,7 @@ def _train(programs: Programs, work: Path, run_dir: Path, name: str, fault: str)
         sys.executable, TRAINER, "--stage", "s2", "--epochs", "1000", "--fault", fault, "--fault-after", "120",
         "--output", work / "training",
     ]  # fmt: skip
-    return programs.start(name, command, {**os.environ, rundir.ENVIRONMENT: str(run_dir)})
+    return programs.start(name, command, {**os.environ, rundir.ENVIRONMENT: str(run_dir), "TMPDIR": str(work)})
 
 
 def _stop(training: subprocess.Popen[bytes]) -> None:

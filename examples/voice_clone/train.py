@@ -1,7 +1,7 @@
 """Train one stage of a small voice-cloning model.
 
-    python train.py --stage s2
-    python train.py --stage s1 --fault nan --fault-after 100
+python train.py --stage s2
+python train.py --stage s1 --fault nan --fault-after 100
 """
 
 from __future__ import annotations
