@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -17,18 +18,25 @@ from tests.conftest import tool, wait_until
 DEMO = [sys.executable, str(Path(__file__).parents[1] / "examples" / "demo" / "demo.py"), "--native"]
 
 
-def environment(tmp_path: Path, **more: str) -> Mapping[str, str]:
-    return {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1", **more}
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A temporary folder with a short name: sockets of multiprocessing have to fit in 108 characters."""
+    with tempfile.TemporaryDirectory(prefix="tv-") as name:
+        yield Path(name)
 
 
-def left_behind(tmp_path: Path) -> list[list[str]]:
+def environment(folder: Path, **more: str) -> Mapping[str, str]:
+    return {**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1", **more}
+
+
+def left_behind(folder: Path) -> list[list[str]]:
     """Command lines of processes that have to do with this folder."""
     lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    return [line for line in lines if any(str(tmp_path) in word for word in line)]
+    return [line for line in lines if any(str(folder) in word for word in line)]
 
 
-def test_a_missing_prometheus_is_one_clear_line(tmp_path: Path) -> None:
-    nowhere = environment(tmp_path, PATH=str(tmp_path))
+def test_a_missing_prometheus_is_one_clear_line(folder: Path) -> None:
+    nowhere = environment(folder, PATH=str(folder))
     result = subprocess.run(DEMO, env=nowhere, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines() == [
@@ -36,25 +44,28 @@ def test_a_missing_prometheus_is_one_clear_line(tmp_path: Path) -> None:
     ]
 
 
-def test_ctrl_c_ends_everything_it_started(tmp_path: Path) -> None:
+def test_ctrl_c_ends_everything_it_started(folder: Path) -> None:
     tool("prometheus")
-    log = tmp_path / "out"
-    with log.open("w") as output, subprocess.Popen(
-        DEMO, env=environment(tmp_path), stdout=output, stderr=output, start_new_session=True
-    ) as demo:  # fmt: skip
+    log = folder / "out"
+    with log.open("w") as output:
+        demo = subprocess.Popen(DEMO, env=environment(folder), stdout=output, stderr=output, start_new_session=True)
+    try:
         wait_until(lambda: " iteration " in log.read_text(), "training", 120)
-        assert len(left_behind(tmp_path)) > 4
+        assert len(left_behind(folder)) > 4
         demo.send_signal(signal.SIGINT)
         assert demo.wait(90) == 130
-    assert left_behind(tmp_path) == []
-    assert [path for path in tmp_path.iterdir() if path != log] == []
+    finally:
+        demo.send_signal(signal.SIGTERM)
+        demo.wait(60)
+    assert left_behind(folder) == []
+    assert [path for path in folder.iterdir() if path != log] == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_demonstration(tmp_path: Path) -> None:
-    result = subprocess.run(DEMO, env=environment(tmp_path), capture_output=True, text=True, check=False)
+def test_the_demonstration(folder: Path) -> None:
+    result = subprocess.run(DEMO, env=environment(folder), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "no alert: healthy" in result.stdout
     assert "notification: TrainingGradientExplosion (critical), run sick" in result.stdout
-    assert left_behind(tmp_path) == []
+    assert left_behind(folder) == []

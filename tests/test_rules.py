@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -14,6 +13,8 @@ import promql_parser
 import pytest
 import yaml
 from trainvitals import catalogue
+
+from tests.conftest import tool
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMETHEUS = ROOT / "prometheus"
@@ -26,12 +27,11 @@ BUILT_IN = {"up", "ALERTS"}
 Rule = dict[str, Any]
 
 
-def tool(name: str, *arguments: str | Path) -> None:
+def run_tool(name: str, *arguments: str | Path) -> None:
     """Run promtool or amtool in the folder of the rules; what it finds is the failure's message."""
-    path = shutil.which(name)
-    if path is None:
-        pytest.fail(f"{name} is not on PATH: install the Debian packages prometheus and prometheus-alertmanager")
-    done = subprocess.run([path, *map(str, arguments)], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tool(name), *map(str, arguments)], cwd=PROMETHEUS, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{name} {arguments[0]} {arguments[1]}:\n{done.stdout}{done.stderr}"
 
 
@@ -47,20 +47,20 @@ each_alert = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(aler
 
 
 def test_prometheus_accepts_its_configuration() -> None:
-    tool("promtool", "check", "config", "prometheus.yml")
+    run_tool("promtool", "check", "config", "prometheus.yml")
 
 
 def test_prometheus_accepts_the_rules() -> None:
-    tool("promtool", "check", "rules", *sorted((PROMETHEUS / "rules").glob("*.yml")))
+    run_tool("promtool", "check", "rules", *sorted((PROMETHEUS / "rules").glob("*.yml")))
 
 
 @pytest.mark.parametrize("file", sorted((PROMETHEUS / "tests").glob("*.yml")), ids=lambda file: file.stem)
 def test_rules_fire_when_they_should_and_only_then(file: Path) -> None:
-    tool("promtool", "test", "rules", file)
+    run_tool("promtool", "test", "rules", file)
 
 
 def test_alertmanager_accepts_its_configuration() -> None:
-    tool("amtool", "check-config", "alertmanager/alertmanager.yml")
+    run_tool("amtool", "check-config", "alertmanager/alertmanager.yml")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_alertmanager_accepts_its_configuration() -> None:
 )
 def test_alerts_are_routed_to(labels: list[str], receiver: str) -> None:
     configuration = "--config.file=alertmanager/alertmanager.yml"
-    tool("amtool", "config", "routes", "test", configuration, f"--verify.receivers={receiver}", *labels)
+    run_tool("amtool", "config", "routes", "test", configuration, f"--verify.receivers={receiver}", *labels)
 
 
 def test_targets_have_the_shape_of_file_discovery() -> None:

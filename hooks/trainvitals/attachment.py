@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from trainvitals import imports, rundir
+from trainvitals import imports, instruments, rundir
+from trainvitals.patching import Patches
 from trainvitals.session import Run, Session
+from trainvitals.vitals import Vitals
 
 
 class Attachment:
@@ -19,18 +21,16 @@ class Attachment:
     def __init__(self, run: Run) -> None:
         self.session = Session(run)
         self._undo: Callable[[], None] = lambda: None
-        self._vitals: Any = None
+        self._vitals: Vitals | None = None
 
-    def start(self) -> None:
-        """Wait for the libraries to watch, or watch them now if they are imported."""
-        imports.when_imported("torch", lambda module: self._instrument())
+    def start(self, *, torch_is_here: bool) -> None:
+        """Watch the libraries that are imported, and the others as soon as they are."""
+        if torch_is_here:
+            self._instrument()
+        else:
+            imports.when_imported("torch", lambda module: self._instrument())
 
     def _instrument(self) -> None:
-        # Imported here, so that a process that never imports torch does not pay for it.
-        from trainvitals import instruments
-        from trainvitals.patching import Patches
-        from trainvitals.vitals import Vitals
-
         self.session.start()
         atexit.register(self.stop)
         patches = Patches()
@@ -47,6 +47,7 @@ class Attachment:
             self.session.guarded("log", self._log, any_thread=True)(scalars)
 
     def _log(self, now: float, scalars: dict[str, Any]) -> None:
+        assert self._vitals is not None  # noqa: S101 (log() has looked)
         for tag, value in scalars.items():
             if isinstance(value, (int, float)):
                 self._vitals.scalar(tag, float(value))
@@ -92,7 +93,7 @@ def attach(name: str | None = None) -> None:
         if variable not in os.environ:
             os.environ[variable] = value
             _added_to_environment.append(variable)
-    start(run)
+    start(run, torch_is_here="torch" in sys.modules)
 
 
 def detach() -> None:
@@ -112,11 +113,11 @@ def log(**scalars: Any) -> None:
         _attachment.log(scalars)
 
 
-def start(run: Run) -> None:
-    """Attach this process to a run that exists."""
+def start(run: Run, *, torch_is_here: bool = True) -> None:
+    """Attach this process to a run; by default right after the import of torch."""
     global _attachment, _watches_forks
     _attachment = Attachment(run)
-    _attachment.start()
+    _attachment.start(torch_is_here=torch_is_here)
     if not _watches_forks and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_renew)
         _watches_forks = True
@@ -129,4 +130,4 @@ def _renew() -> None:
         run = _attachment.session.run
         _attachment.abandon()
         _attachment = Attachment(run)
-        _attachment.start()
+        _attachment.start(torch_is_here="torch" in sys.modules)

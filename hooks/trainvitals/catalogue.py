@@ -114,7 +114,7 @@ METRICS: Final = (
         "optimizer",
     ),
     _metric(RANK, "gradient_norm_max", "gauge", "Largest gradient norm of the last 60 seconds of training.", "optimizer"),
-    _metric(RANK, "gradient_norm_baseline", "gauge", "Median gradient norm of the last 256 measured steps.", "optimizer"),
+    _metric(RANK, "gradient_norm_baseline", "gauge", "Median gradient norm of the last 256 measured steps; absent for the first 50.", "optimizer"),
     _metric(
         RANK, "gradient_anomalies_total", "counter",
         "Steps whose gradient norm left its own baseline: over 10 times the median (explosion), under a thousandth of it "

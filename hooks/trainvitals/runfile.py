@@ -49,7 +49,7 @@ except ImportError:  # Windows
 MAGIC: Final = b"trnvital"
 VERSION: Final = 1
 SUFFIX: Final = ".vitals"
-CAPACITY: Final = 256 * 1024
+CAPACITY: Final = 128 * 1024  # over a thousand series
 _MAX_SIZE: Final = 4 * CAPACITY
 _MAX_LABEL_LENGTH: Final = 512
 _HEADER: Final = struct.Struct("=8sIIii40x")
@@ -176,6 +176,8 @@ class RunFileWriter:
             os.utime(self.path)
         self.values.release()
         self._map.close()
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, self._committed)  # it lies in memory, and there may be thousands
         os.close(self._fd)
 
 

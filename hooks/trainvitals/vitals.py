@@ -44,11 +44,10 @@ class OptimizerVitals:
         self._loss_baseline = Baseline()
         self._norm_baseline = Baseline()
         self._norm_max = RollingExtreme()
-        self._learning_rates: list[int] = []
+        self._learning_rates: dict[int, int] = {}
         self._steps = writer.slot("trainvitals_optimizer_steps_total", optimizer=label)
         self._skipped: int | None = None
-        self._loss_slot: int | None = None
-        self._norm_slots: tuple[int, int, int] | None = None
+        self._slots: dict[str, int] = {}
         self._anomalies = {
             (name, kind): writer.slot(f"trainvitals_{name}_anomalies_total", optimizer=label, kind=kind)
             for name, kinds in (("loss", catalogue.LOSS_ANOMALIES), ("gradient", catalogue.GRADIENT_ANOMALIES))
@@ -68,17 +67,16 @@ class OptimizerVitals:
         self._values[self._skipped] += 1
 
     def learning_rate(self, group: int, value: float) -> None:
-        """The learning rate of the parameter group number `group`; groups are reported in order."""
-        if group == len(self._learning_rates):
+        """The learning rate of the parameter group number `group`."""
+        slot = self._learning_rates.get(group)
+        if slot is None:
             labels = {"optimizer": self._label, "group": str(group)}
-            self._learning_rates.append(self._writer.slot("trainvitals_learning_rate", value, **labels))
-        self._values[self._learning_rates[group]] = value
+            slot = self._learning_rates[group] = self._writer.slot("trainvitals_learning_rate", value, **labels)
+        self._values[slot] = value
 
     def loss(self, value: float) -> None:
         """The loss of a step, also of a skipped one."""
-        if self._loss_slot is None:
-            self._loss_slot = self._writer.slot("trainvitals_loss", value, optimizer=self._label)
-        self._values[self._loss_slot] = value
+        self._put("trainvitals_loss", value)
         usual = self._loss_baseline.median
         if not math.isfinite(value):
             self._anomaly("loss", "nonfinite")
@@ -97,18 +95,16 @@ class OptimizerVitals:
             self._anomaly("gradient", "vanishing")
         self._norm_baseline.add(value)
         largest = self._norm_max.add(now, value)
-        if self._norm_slots is None:
-            names = ("gradient_norm", "gradient_norm_max", "gradient_norm_baseline")
-            initial = (value, largest, value)
-            self._norm_slots = tuple(  # type: ignore[assignment]  # three names make three slots
-                self._writer.slot(f"trainvitals_{name}", first, optimizer=self._label)
-                for name, first in zip(names, initial, strict=True)
-            )
-        norm_slot, max_slot, baseline_slot = self._norm_slots  # type: ignore[misc]
-        self._values[norm_slot] = value
-        self._values[max_slot] = largest
+        self._put("trainvitals_gradient_norm", value)
+        self._put("trainvitals_gradient_norm_max", largest)
         if usual is not None:
-            self._values[baseline_slot] = usual
+            self._put("trainvitals_gradient_norm_baseline", usual)
+
+    def _put(self, name: str, value: float) -> None:
+        slot = self._slots.get(name)
+        if slot is None:
+            slot = self._slots[name] = self._writer.slot(name, value, optimizer=self._label)
+        self._values[slot] = value
 
     def _anomaly(self, name: str, kind: str) -> None:
         self._values[self._anomalies[name, kind]] += 1

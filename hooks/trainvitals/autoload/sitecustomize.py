@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 _HERE = Path(__file__).resolve().parent
 
@@ -27,9 +28,23 @@ def _attach() -> None:
         module = importlib.util.module_from_spec(spec)
         sys.modules["trainvitals"] = module
         spec.loader.exec_module(module)
-    from trainvitals import attachment, session
+    from trainvitals import imports
 
-    attachment.start(session.Run.from_environment())
+    imports.when_imported("torch", _attach_to_torch)
+
+
+def _attach_to_torch(module: ModuleType) -> None:
+    # Imported no earlier, so that processes which never import torch do not pay for it.
+    try:
+        from trainvitals import attachment, session
+
+        attachment.start(session.Run.from_environment())
+    except Exception as error:
+        _tell(error)
+
+
+def _tell(error: Exception) -> None:
+    sys.stderr.write(f"trainvitals: this process is not being recorded: {error!r}\n")
 
 
 def _run_the_other_sitecustomize() -> None:
@@ -45,5 +60,5 @@ def _run_the_other_sitecustomize() -> None:
 try:
     _attach()
 except Exception as error:  # the script comes first
-    sys.stderr.write(f"trainvitals: this process is not being recorded: {error!r}\n")
+    _tell(error)
 _run_the_other_sitecustomize()

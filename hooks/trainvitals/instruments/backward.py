@@ -13,10 +13,11 @@ from trainvitals.instruments.device_values import DeviceValues, Reading
 
 
 class Losses:
-    """The value of the newest backward; `unscaled` maps a loss that the GradScaler made to the one it was made from."""
+    """The value of the newest backward, and how many backwards there were."""
 
     def __init__(self, context: Context, values: DeviceValues) -> None:
         self.newest: Reading | None = None
+        self.count = 0
         self._scaled: tuple[weakref.ref[torch.Tensor], torch.Tensor] | None = None
         self._vitals = context.vitals
         self._values = values
@@ -32,12 +33,15 @@ class Losses:
         self._depth += 1
         if self._depth > 1:
             return
+        self.count += 1
         self._vitals.backward_begins(now)
         scaled, self._scaled = self._scaled, None
         root = roots[0] if isinstance(roots, (tuple, list)) and len(roots) == 1 else roots
         if scaled is not None and scaled[0]() is root:
             root = scaled[1]
-        if isinstance(root, torch.Tensor) and root.numel() == 1:
+        # the value of a DTensor would need a collective, which could hang
+        readable = type(root) is torch.Tensor or (isinstance(root, torch.Tensor) and not hasattr(root, "to_local"))
+        if readable and root.numel() == 1:
             self.newest = self._values.read(root.detach())
 
     def end(self, now: float) -> None:

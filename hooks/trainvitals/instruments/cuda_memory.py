@@ -26,7 +26,7 @@ def install(context: Context) -> None:
 
     def read(now: float, writer: RunFileWriter) -> None:
         nonlocal due
-        if now < due or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's own
+        if now < due or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # of torch
             return
         due = now + _EVERY_SECONDS
         device = str(torch.cuda.current_device())

@@ -18,6 +18,11 @@ from trainvitals.instruments import Context
 _IN_FLIGHT: Final = 256
 
 
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured: whatever is done then is replayed for ever, or breaks the capture."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]  # of torch
+
+
 class Reading:
     """A value on its way: ``value`` is None until it has arrived."""
 
@@ -58,14 +63,16 @@ class DeviceValues:
         """Begin to read a tensor of one element."""
         if tensor.device.type == "cpu":
             return Reading(float(tensor))
+        if capturing():
+            return Reading()
         self.drain()
-        if tensor.device.type != "cuda" or torch.cuda.is_current_stream_capturing() or not self._room():
+        if tensor.device.type != "cuda" or not self._room():
             self._count_dropped(tensor.device.type)
             return Reading()
         place = self._free.pop()
         with torch.no_grad():
             place.copy_(tensor.detach().reshape(()), non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # of torch
         event.record(torch.cuda.current_stream(tensor.device))
         reading = Reading()
         self._waiting.append((event, place, reading))
@@ -74,6 +81,8 @@ class DeviceValues:
     def drain(self) -> None:
         """Deliver what has arrived."""
         waiting = self._waiting
+        if not waiting or capturing():
+            return
         while waiting and waiting[0][0].query():
             _, place, reading = waiting.popleft()
             self._free.append(place)

@@ -30,7 +30,7 @@ def _record(context: Context, writer: RunFileWriter) -> None:
     }
     writer.set("trainvitals_run_info", 1.0, **about)
     # Asking for devices earlier than the script does might pin the wrong ones: it may still set CUDA_VISIBLE_DEVICES.
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's own
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # of torch
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         writer.set("trainvitals_run_gpu_info", 1.0, uuid=f"GPU-{properties.uuid}")
 

@@ -13,7 +13,8 @@ from torch.optim import optimizer as torch_optimizer
 
 from trainvitals.instruments import Context
 from trainvitals.instruments.backward import Losses
-from trainvitals.instruments.device_values import DeviceValues, Reading
+from trainvitals.instruments.device_values import DeviceValues, Reading, capturing
+from trainvitals.runfile import RunFileWriter
 from trainvitals.vitals import OptimizerVitals
 
 _WIDE: Final = (torch.float32, torch.float64)
@@ -58,9 +59,13 @@ class Gradients:
         self._losses = losses
         self._depth = 0
         self._seen: dict[int, tuple[Any, set[int]]] = {}
-        self._before_clipping: dict[int, Reading] = {}
+        self._before_clipping: dict[int, tuple[int, Reading]] = {}
         self._norms: dict[int, Reading | None] = {}
         self.stepped = False
+        context.vitals.on_iteration.append(self._iteration_ended)
+
+    def _iteration_ended(self, now: float, writer: RunFileWriter) -> None:
+        self._depth = 0  # a step that raised has no end
 
     def step_begins(self, now: float, optimizer: Any) -> None:
         """An optimizer's step begins. One inside another (ZeroRedundancyOptimizer's) is the same step."""
@@ -73,7 +78,7 @@ class Gradients:
         if self._depth != 1:
             return
         key = id(optimizer)
-        reading = self._before_clipping.pop(key, None)
+        _, reading = self._before_clipping.pop(key, (0, None))
         self._norms[key] = self._read_norm(optimizer) if reading is None else reading
 
     def step_ends(self, now: float, optimizer: Any) -> None:
@@ -108,13 +113,15 @@ class Gradients:
             optimizer = reference()
             if optimizer is None:
                 del self._seen[key]
-            elif key not in self._before_clipping and not own.isdisjoint(clipped):
+            elif self._before_clipping.get(key, (0,))[0] != self._losses.count and not own.isdisjoint(clipped):
                 whole = total_norm is not None and own == clipped
                 reading = self._values.read(total_norm) if whole else self._read_norm(optimizer)  # type: ignore[arg-type]  # not None when whole
                 if reading is not None:
-                    self._before_clipping[key] = reading
+                    self._before_clipping[key] = (self._losses.count, reading)
 
     def _read_norm(self, optimizer: Any) -> Reading | None:
+        if capturing():
+            return None
         with torch.no_grad():
             norms = gradient_norms(parameters_of(optimizer))
             scale = getattr(optimizer, "grad_scale", None)
@@ -132,7 +139,9 @@ class Gradients:
             return None
         for place, group in enumerate(optimizer.param_groups):
             rate = group.get("lr")
-            if rate is not None:
+            if isinstance(rate, torch.Tensor):
+                self._values.read(rate).then(functools.partial(vitals.learning_rate, place))
+            elif rate is not None:
                 vitals.learning_rate(place, float(rate))
         if self._losses.newest is not None:
             self._losses.newest.then(vitals.loss)
