@@ -15,16 +15,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from tests.conftest import wait_until
 
-pytest.importorskip("torch")
-event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+if not find_spec("torch"):
+    pytest.skip("the trainer needs torch", allow_module_level=True)
+
 
 TRAIN = Path(__file__).resolve().parent.parent / "examples" / "voice_clone" / "train.py"
 # A copy: pytest changes the environment around every test, and a process started from another thread just then would
@@ -50,10 +53,10 @@ TRAININGS = {
     "s2 kl-negative": "--fault kl-negative --steps 30 --fault-after 10",
     "s2 crash": "--fault crash --steps 20 --fault-after 5",
     "s1 crash": "--fault crash --steps 20 --fault-after 5",
-    "s2 host-leak": "--fault host-leak --steps 75 --fault-after 5 --leak-limit-mb 48",
-    "s1 host-leak": "--fault host-leak --steps 75 --fault-after 5 --leak-limit-mb 48",
-    "s2 slow-loader": "--fault slow-loader --steps 20 --fault-after 10 --workers 2",
-    "s1 slow-loader": "--fault slow-loader --steps 20 --fault-after 10 --workers 2",
+    "s2 host-leak": "--fault host-leak --steps 50 --fault-after 5 --leak-limit-mb 32",
+    "s1 host-leak": "--fault host-leak --steps 50 --fault-after 5 --leak-limit-mb 32",
+    "s2 slow-loader": "--fault slow-loader --steps 16 --fault-after 8 --workers 2 --batch-size 4",
+    "s1 slow-loader": "--fault slow-loader --steps 16 --fault-after 8 --workers 2 --batch-size 4",
     "s2 single-core": "--fault single-core --steps 16 --fault-after 8 --workers 2 --batch-size 8",
     "s1 single-core": "--fault single-core --steps 16 --fault-after 8 --workers 2 --batch-size 8",
 }
@@ -91,10 +94,14 @@ class Training:
         return [v for _, i, v in events if i <= after], [v for _, i, v in events if i > after]
 
     def pace(self, after: int) -> float:
-        """How many times longer an iteration takes with the fault than before it."""
+        """How many times longer the fastest iteration takes with the fault than before it.
+
+        The fastest, because other programs on the machine slow the rest. The first ones after the fault's start do not
+        count: the loader may have been ahead by that many.
+        """
         times = [when for when, _, _ in self.events(LOSS[self.stage])]
         gaps = [later - earlier for earlier, later in pairwise(times)]
-        return statistics.median(gaps[after:]) / statistics.median(gaps[: after - 1])
+        return min(gaps[after + 3 :]) / min(gaps[: after - 1])
 
 
 def start(name: str, output: Path, arguments: str) -> Training:
@@ -219,7 +226,7 @@ def test_the_same_seed_gives_the_same_losses_with_loaders_or_without(training: T
     assert training.last_line == healthy.last_line
 
 
-@of("s2 two ranks")
+@of(slow="s2 two ranks")
 def test_two_ranks_train_together(training: Training) -> None:
     assert training.process.returncode == 0, training.stderr
     assert training.iterations == 3
@@ -289,16 +296,16 @@ def test_a_crash_ends_the_training_with_its_exception(training: Training) -> Non
     assert "IndexError: index out of range" in training.stderr
 
 
-@of("s2 host-leak", "s1 host-leak")
+@of("s1 host-leak", slow="s2 host-leak")
 def test_host_memory_leaks_up_to_the_limit(training: Training, healthy: Training) -> None:
     assert training.process.returncode == 0
-    assert 32 < (training.peak_rss - healthy.peak_rss) / 2**20 < 100
+    assert 24 < (training.peak_rss - healthy.peak_rss) / 2**20 < 100
 
 
 @of("s2 slow-loader", slow="s1 slow-loader")
 def test_a_slow_loader_makes_training_wait(training: Training) -> None:
     assert training.loaders == 1
-    assert training.pace(after=10) > 2
+    assert training.pace(after=8) > 2
 
 
 @of("s1 single-core", slow="s2 single-core")
