@@ -142,33 +142,34 @@ class Predicted(NamedTuple):
 class Block(nn.Module):
     """Pre-norm transformer block with causal attention."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
         self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.join = nn.Linear(width, width)
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         parts = self.query_key_value(self.attention_norm(x)).view(batch, length, 3, self.heads, -1)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.join(attended.transpose(1, 2).reshape(batch, length, width))
-        fed: Tensor = x + self.feed(self.feed_norm(x))
+        x = x + self.dropout(self.join(attended.transpose(1, 2).reshape(batch, length, width)))
+        fed: Tensor = x + self.dropout(self.feed(self.feed_norm(x)))
         return fed
 
 
 class TokenModel(nn.Module):
     """Text, then semantic tokens one after the other; the voice colours every prediction."""
 
-    def __init__(self, text_length: int, unit_length: int, width: int = 192, heads: int = 4, layers: int = 4) -> None:
+    def __init__(self, text_length: int, unit_length: int, width: int = 192, layers: int = 4) -> None:
         super().__init__()
         self.text = nn.Embedding(len(SYMBOLS), width)
         self.units = nn.Embedding(UNITS + 1, width)
         self.places = nn.Parameter(torch.randn(text_length + unit_length, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads=4, dropout=0.2) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.voice = nn.Linear(MELS, width)
         self.head = nn.Linear(width, UNITS + 1)

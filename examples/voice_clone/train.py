@@ -117,7 +117,7 @@ def find_device(parser: argparse.ArgumentParser, asked: str) -> str:
     return "cpu"
 
 
-DEFAULT_EPOCHS = {"s2": 20, "s1": 20}
+DEFAULT_EPOCHS = {"s2": 16, "s1": 20}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import multiprocessing.util
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ class Attachment:
         self.session = Session(run)
         self._undo: Callable[[], None] = lambda: None
         self._vitals: Vitals | None = None
+        self._finalizer: multiprocessing.util.Finalize | None = None
 
     def start(self, *, torch_is_here: bool) -> None:
         """Watch the libraries that are imported, and the others as soon as they are."""
@@ -33,6 +35,7 @@ class Attachment:
     def _instrument(self) -> None:
         self.session.start()
         atexit.register(self.stop)
+        self.session.on_armed.append(lambda writer: self._stop_with_multiprocessing())
         patches = Patches()
         self._undo = patches.undo
         self._vitals = Vitals(self.session)
@@ -49,14 +52,15 @@ class Attachment:
     def _log(self, now: float, scalars: dict[str, Any]) -> None:
         assert self._vitals is not None  # noqa: S101 (log() has looked)
         for tag, value in scalars.items():
-            if isinstance(value, (int, float)):
-                self._vitals.scalar(tag, float(value))
-            else:
+            device = getattr(getattr(value, "device", None), "type", "cpu")  # NumPy's devices are strings
+            if device == "cpu":
+                self._vitals.scalar(tag, float(value.detach() if hasattr(value, "detach") else value))
+            elif self.session.on_training_thread():  # the device's readings belong to that thread
                 self._vitals.read_tensor(value).then(functools.partial(self._vitals.scalar, tag))
 
     def stop(self) -> None:
         """Put back what was replaced and let go of the run file."""
-        atexit.unregister(self.stop)
+        self._unregister()
         imports.forget()
         if self._vitals is not None:
             self.session.guarded("finish", self._vitals.finish, any_thread=True)()
@@ -65,9 +69,19 @@ class Attachment:
 
     def abandon(self) -> None:
         """In a forked child: let go of what is the parent's."""
-        atexit.unregister(self.stop)
+        self._unregister()
         self._undo()
         self.session.abandon()
+
+    def _stop_with_multiprocessing(self) -> None:
+        """Children that multiprocessing has forked leave without the interpreter's exit."""
+        self._finalizer = multiprocessing.util.Finalize(None, self.stop, exitpriority=0)
+
+    def _unregister(self) -> None:
+        atexit.unregister(self.stop)
+        if self._finalizer is not None:
+            self._finalizer.cancel()
+            self._finalizer = None
 
 
 _attachment: Attachment | None = None

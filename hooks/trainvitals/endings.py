@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Final
 
 _TERMINATING: Final = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))
+# As CUDA and PyTorch's CPU allocator put it.
+_OUT_OF_MEMORY: Final = re.compile("out of memory|can't allocate memory")
 _SEVERITY: Final = ("finished", "killed", "failed", "out_of_memory")
 
 
@@ -36,11 +38,18 @@ def of_exception(kind: type[BaseException], error: BaseException) -> End:
         return End("killed", signal="SIGINT")
     name, text = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."), str(error)
     if kind.__name__ == "ProcessRaisedException":
-        last = [line for line in text.splitlines() if line.strip()][-1:]
-        inner = re.match(r"([A-Za-z_][\w.]*)(:|$)", last[0]) if last else None
-        name = inner.group(1) if inner else name
-    out_of_memory = name.endswith("OutOfMemoryError") or (name == "RuntimeError" and "out of memory" in text)
-    return End("out_of_memory" if out_of_memory or name == "MemoryError" else "failed", exception=name)
+        name = _cause_in(text) or name
+    out_of_memory = name.endswith(("OutOfMemoryError", "MemoryError")) or (
+        (issubclass(kind, RuntimeError) or name.endswith("RuntimeError")) and _OUT_OF_MEMORY.search(text) is not None
+    )
+    return End("out_of_memory" if out_of_memory else "failed", exception=name)
+
+
+def _cause_in(traceback: str) -> str | None:
+    """The exception's name in a printed traceback: the first line at the margin after the last frame."""
+    after_frames = re.split(r"^ +File .*\n", traceback, flags=re.MULTILINE)[-1]
+    found = re.search(r"^([A-Za-z_][\w.]*)(:|$)", after_frames, flags=re.MULTILINE)
+    return found.group(1) if found else None
 
 
 def worst(ends: Iterable[End]) -> End | None:
@@ -103,19 +112,21 @@ class Watch:
     def _received_signal(self) -> str:
         if self._signals is None:
             return ""
+        received = b""
         with contextlib.suppress(BlockingIOError):
-            for number in os.read(self._signals[0], 4096):
-                if number in _TERMINATING:
-                    return signal.Signals(number).name
-        return ""
+            while chunk := os.read(self._signals[0], 65536):
+                received += chunk
+        return next((signal.Signals(number).name for number in received if number in _TERMINATING), "")
 
     def _close_signals(self) -> None:
         if self._signals is None:
             return
-        with contextlib.suppress(ValueError):
+        try:
             current = signal.set_wakeup_fd(-1)
-            if current not in (-1, self._signals[1]):
-                signal.set_wakeup_fd(current)
+        except ValueError:
+            return  # not the main thread: signals go on being written to the pipe, which so has to stay
+        if current not in (-1, self._signals[1]):
+            signal.set_wakeup_fd(current)
         for fd in self._signals:
             os.close(fd)
         self._signals = None

@@ -34,28 +34,34 @@ def command(arguments: list[str]) -> int:
     run = session.Run(session.new_run_id(), options.name or name_of(argv), rundir.own().absolute())
     try:
         rundir.prepare(run.directory)
-        writer = runfile.RunFileWriter(
-            run.directory, runfile.Identity(run.run_id, run.name, "launcher", Path(argv[0]).name)
-        )
+        about = runfile.Identity(run.run_id, run.name, "launcher", Path(argv[0]).name)
+        writer = runfile.RunFileWriter(run.directory, about)
     except (rundir.RunDirError, OSError) as error:
         sys.stderr.write(f"trainvitals run: {error}\n")
         return 2
+    with _Signals() as signals:
+        status = _run(argv, run, writer, signals)
+    return _exit_like(status)
+
+
+def _run(argv: list[str], run: session.Run, writer: runfile.RunFileWriter, signals: _Signals) -> int:
+    """Run the command and record its start and end. Returns its status, as Popen does."""
     for state in RUN_STATES:
         writer.set("trainvitals_run_state", float(state == "starting"), state=state)
     writer.set("trainvitals_run_start_timestamp_seconds", time.time())
     oom_kills = endings.oom_kills()
     try:
-        status, sent = _supervise(argv, _environment(run))
+        status = _supervise(argv, _environment(run), signals)
     except FileNotFoundError:
         return _not_started(writer, argv, "no such command", 127)
     except OSError as error:
         return _not_started(writer, argv, error.strerror or str(error), 126)
-    ended = _verdict(run, status, sent, oom_kills)
+    ended = _verdict(run, status, signals.received, oom_kills)
     writer.set("trainvitals_run_exit_code", float(status if status >= 0 else 128 - status))
     session.record_end(writer, ended)
     _remark(run, ended)
     writer.close()
-    return _exit_like(status)
+    return status
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -90,59 +96,84 @@ def _environment(run: session.Run) -> dict[str, str]:
     return {**os.environ, **run.to_environment(), "PYTHONPATH": os.pathsep.join(path)}
 
 
-def _supervise(argv: list[str], environment: dict[str, str]) -> tuple[int, list[signal.Signals]]:
-    """Start the command and wait for its end, passing signals on. Returns its status (as Popen) and the signals."""
-    sent: list[signal.Signals] = []
-    passed_on = {getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)}
-    if not hasattr(signal, "sigwaitinfo"):
-        return _supervise_with_handlers(argv, environment, passed_on, sent)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on | {signal.SIGCHLD})
+class _Signals:
+    """The signals to pass on, held back from before the command's start until its end is recorded.
 
-    def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    What is ignored at the start (SIGHUP under nohup) stays ignored, by the command as well.
+    """
 
-    try:
-        # One thread only is running here, so that code between fork and exec is safe.
-        with subprocess.Popen(argv, env=environment, preexec_fn=unblock) as child:
-            while child.poll() is None:
-                received = signal.sigwaitinfo(passed_on | {signal.SIGCHLD})
-                number = signal.Signals(received.si_signo)
-                if number == signal.SIGCHLD:
-                    continue
-                sent.append(number)
-                # What the terminal sends (Ctrl-C), the command has got too.
-                if received.si_code != _SI_KERNEL:
-                    child.send_signal(number)
-            return child.returncode, sent
-    finally:
-        unblock()
+    def __init__(self) -> None:
+        known = {getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)}
+        self.passed_on = {number for number in known if signal.getsignal(number) != signal.SIG_IGN}
+        self.received: list[str] = []
+
+    def __enter__(self) -> _Signals:
+        # An inherited "ignore" would keep the kernel from telling that the command has ended.
+        self._sigchld = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.passed_on | {signal.SIGCHLD})
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if hasattr(signal, "sigtimedwait"):
+            while signal.sigtimedwait(self.passed_on, 0) is not None:
+                pass  # came after the end of the command, which it was meant for
+        self.as_before()
+
+    def as_before(self) -> None:
+        """Put back what this process was started with; the command is to start with it, too."""
+        signal.signal(signal.SIGCHLD, self._sigchld or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
 
-def _supervise_with_handlers(
-    argv: list[str], environment: dict[str, str], passed_on: set[signal.Signals], sent: list[signal.Signals]
-) -> tuple[int, list[signal.Signals]]:
+def _supervise(argv: list[str], environment: dict[str, str], signals: _Signals) -> int:
+    """Start the command and wait for its end, passing signals on. Returns its status, as Popen does."""
+    # One thread only is running here, so that code between fork and exec is safe.
+    with subprocess.Popen(argv, env=environment, preexec_fn=signals.as_before) as child:
+        if not hasattr(signal, "sigwaitinfo"):
+            return _wait_with_handlers(child, signals)
+        while child.poll() is None:
+            received = signal.sigwaitinfo(signals.passed_on | {signal.SIGCHLD})
+            if received.si_signo == signal.SIGCHLD:
+                continue
+            signals.received.append(_name_of_signal(received.si_signo))
+            # What the terminal sends (Ctrl-C), the command has got too.
+            if received.si_code != _SI_KERNEL:
+                child.send_signal(received.si_signo)
+        return child.returncode
+
+
+def _wait_with_handlers(child: subprocess.Popen[bytes], signals: _Signals) -> int:
     """The same where sigwaitinfo is missing (macOS): a Ctrl-C then reaches the command twice."""
-    with subprocess.Popen(argv, env=environment) as child:
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            sent.append(signal.Signals(number))
-            child.send_signal(number)
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        signals.received.append(_name_of_signal(number))
+        child.send_signal(number)
 
-        for number in passed_on:
-            signal.signal(number, pass_on)
-        return child.wait(), sent
+    for number in signals.passed_on:
+        signal.signal(number, pass_on)
+    signals.as_before()
+    return child.wait()
 
 
-def _verdict(run: session.Run, status: int, sent: list[signal.Signals], oom_kills_before: int | None) -> End:
+def _name_of_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"  # a real-time signal
+
+
+def _verdict(run: session.Run, status: int, received: list[str], oom_kills_before: int | None) -> End:
     """How the run ended, from the exit status, the signals passed on, and what its processes wrote down themselves."""
-    own = [_end_of(file) for file in _files(run)]
-    seen = endings.worst(end for end in own if end is not None) or End("finished")
-    terminating = [number.name for number in sent if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    files = sorted(_files(run), key=lambda file: file.identity.kind != "rank")  # of equal ends, a rank's is the cause
+    seen = endings.worst(end for file in files if (end := _end_of(file)) is not None) or End("finished")
+    # Of a killed rank its parent knows but an exit code, and a shell only 128 + 9.
+    dead_rank = any(f.identity.kind == "rank" and f.alive_pid is None and _end_of(f) is None for f in files)
+    killed = dead_rank or status in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    if status != 0 and killed and (endings.oom_kills() or 0) > (oom_kills_before or 0):
+        return End("out_of_memory", signal="SIGKILL", exception=seen.exception)
     if status < 0:
-        killer = signal.Signals(-status)
-        if killer == signal.SIGKILL and (endings.oom_kills() or 0) > (oom_kills_before or 0):
-            return End("out_of_memory", signal=killer.name)
-        return End("killed", signal=killer.name)
+        return End("killed", signal=_name_of_signal(-status))
+    terminating = [name for name in received if name in ("SIGTERM", "SIGINT", "SIGHUP")]
     if terminating:
         return End("killed", signal=terminating[0], exception=seen.exception)
     if status == 0:

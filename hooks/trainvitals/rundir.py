@@ -110,7 +110,11 @@ def _owner_of(directory: Path) -> int:
 
 
 def _remove_old(directory: Path) -> None:
-    for path in directory.iterdir():
+    try:
+        paths = list(directory.iterdir())
+    except OSError:
+        return
+    for path in paths:
         with contextlib.suppress(OSError, runfile.InvalidRunFile):
             if path.suffix != runfile.SUFFIX or time.time() - path.stat().st_mtime < _KEEP_DEAD_SECONDS:
                 continue

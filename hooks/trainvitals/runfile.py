@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import mmap
@@ -36,6 +37,7 @@ import os
 import stat
 import struct
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +121,7 @@ class RunFileWriter:
     def __init__(self, directory: Path, identity: Identity, rank: int = -1) -> None:
         self.identity = identity
         pid = os.getpid()
-        self.path = directory / f"{identity.run_id}.{identity.kind}.{pid}{SUFFIX}"
+        self.path = _free_path(directory, f"{identity.run_id}.{identity.kind}.{pid}")
         temporary = self.path.with_suffix(".new")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
         with contextlib.suppress(FileNotFoundError):
@@ -131,6 +133,7 @@ class RunFileWriter:
             _HEADER.pack_into(self._map, 0, MAGIC, VERSION, _HEADER.size, rank, pid)
             self.values = memoryview(self._map).cast("d")
             self._committed = _HEADER.size
+            self._adding = threading.Lock()
             self._slots: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
             about = {"run_id": identity.run_id, "run": identity.run, "kind": identity.kind, "script": identity.script}
             self.slot("identity", time.time(), **about)
@@ -145,10 +148,12 @@ class RunFileWriter:
     def slot(self, name: str, initial: float = 0.0, /, **labels: str) -> int:
         """The index in `values` of a series, added with the value `initial` when new. Raises RunFileFull."""
         key = (name, tuple(sorted(labels.items())))
-        known = self._slots.get(key)
-        if known is not None:
-            return known
-        text = json.dumps([name, {k: v[:_MAX_LABEL_LENGTH] for k, v in key[1]}], separators=(",", ":")).encode()
+        with self._adding:  # scalars may come from any thread
+            known = self._slots.get(key)
+            return self._add(key, initial) if known is None else known
+
+    def _add(self, key: tuple[str, tuple[tuple[str, str], ...]], initial: float) -> int:
+        text = json.dumps([key[0], {k: v[:_MAX_LABEL_LENGTH] for k, v in key[1]}], separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         end = self._committed + _ENTRY.size + len(text) + 8
         if end > CAPACITY:
@@ -179,6 +184,12 @@ class RunFileWriter:
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, self._committed)  # it lies in memory, and there may be thousands
         os.close(self._fd)
+
+
+def _free_path(directory: Path, stem: str) -> Path:
+    """A process that attaches again has a file of an earlier time."""
+    names = itertools.chain([stem], (f"{stem}.{number}" for number in itertools.count(2)))
+    return next(path for name in names if not (path := directory / (name + SUFFIX)).exists())
 
 
 def _allocate(fd: int) -> None:

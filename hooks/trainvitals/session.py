@@ -33,9 +33,10 @@ class Run:
     @classmethod
     def from_environment(cls, name: str | None = None) -> Run:
         """The run that this process was started in, or else a new one."""
-        run_id = os.environ.get(RUN_ID) or new_run_id()
-        name = name or os.environ.get(RUN_NAME) or Path(sys.argv[0] if sys.argv else "").stem or "python"
-        return cls(run_id, name, rundir.own())
+        script = Path(sys.argv[0] if sys.argv else "").stem or "python"
+        if os.environ.get(RUN_ID):
+            return cls(os.environ[RUN_ID], os.environ.get(RUN_NAME) or name or script, rundir.own())
+        return cls(new_run_id(), name or script, rundir.own())
 
     def to_environment(self) -> dict[str, str]:
         """The variables by which the processes that this one starts join the run."""
@@ -76,6 +77,7 @@ class Session:
         if self.writer is not None:
             for state in catalogue.RUN_STATES:
                 self.writer.set("trainvitals_run_state", float(state == "running"), state=state)
+            self.writer.slot("trainvitals_series_dropped_total", reason="run_file_full")  # there is room for it now
             for action in self.on_armed:
                 action(self.writer)
         return self.writer
@@ -98,13 +100,13 @@ class Session:
         """
         errors = self._errors
 
-        def hook(*args: Any) -> Any:
+        def hook(*args: Any, **kwargs: Any) -> Any:
             if not self.active or errors[name] >= _GIVE_UP_AFTER:
                 return None
             start = perf_counter()
             try:
                 if any_thread or self.on_training_thread():
-                    return function(start, *args)
+                    return function(start, *args, **kwargs)
             except RunFileFull:
                 self._count("trainvitals_series_dropped_total", reason="run_file_full")
             except Exception:
@@ -123,11 +125,11 @@ class Session:
         self.active = False
         end = self._endings.seen()
         self._endings.uninstall()
-        if self.writer is not None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
             with contextlib.suppress(RunFileFull):
-                record_end(self.writer, end)
-            self.writer.close()
-            self.writer = None
+                record_end(writer, end)
+            writer.close()
 
     def abandon(self) -> None:
         """Let go without a trace: after a fork, the file and the signals are the parent's."""
@@ -153,8 +155,9 @@ class Session:
             return None
 
     def _count(self, name: str, **labels: str) -> None:
-        if self.writer is not None:
-            with contextlib.suppress(RunFileFull):
+        # Whatever goes wrong while an error is counted must not reach the script either.
+        with contextlib.suppress(Exception):
+            if self.writer is not None:
                 self.writer.values[self.writer.slot(name, **labels)] += 1
 
 

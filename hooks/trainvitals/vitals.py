@@ -89,7 +89,7 @@ class OptimizerVitals:
         usual = self._norm_baseline.median
         if not math.isfinite(value):
             self._anomaly("gradient", "nonfinite")
-        elif usual is not None and value > _EXPLOSION_FACTOR * usual:
+        elif usual and value > _EXPLOSION_FACTOR * usual:
             self._anomaly("gradient", "explosion")
         elif usual is not None and value < _VANISHING_FACTOR * usual:
             self._anomaly("gradient", "vanishing")
@@ -122,9 +122,10 @@ class Vitals:
         self._pending = [0.0] * len(catalogue.PHASES)
         self._trained = False
         self._fetches = False
+        self._asked: set[int] = set()
         self._steps_since_fetch = 0
         self._optimizers: dict[int, tuple[weakref.ref[Any], OptimizerVitals]] = {}
-        self._labels: list[weakref.ref[Any]] = []
+        self._labels: list[tuple[weakref.ref[Any], tuple[str, int]]] = []
         self._first_optimizer: weakref.ref[Any] | None = None
         self._scalars: dict[str, int] = {}
         # reads a tensor without a sync; set by the torch instruments
@@ -144,20 +145,30 @@ class Vitals:
         self._buckets = [writer.slot("trainvitals_iteration_seconds_bucket", le=bound) for bound in bounds]
         self._last_iteration: int | None = None
 
-    def fetch_begins(self, now: float) -> None:
-        """The loop asks its DataLoader for a batch."""
+    def fetch_begins(self, now: float, loader: int) -> None:
+        """The loop asks a DataLoader, known by this number, for a batch.
+
+        Of another loader than before, it belongs to the same iteration; asked again, the last batch was for evaluation.
+        """
         self._to(now, OTHER)
         if self._trained:
             self._iteration_ends(now)
-        else:
-            self._pending[:] = [0.0, 0.0, 0.0, 0.0, sum(self._pending)]
+        elif loader in self._asked:
+            self._set_aside()
+        elif self._asked:
+            self._asked.add(loader)
+            return
         self._fetches = True
         self._steps_since_fetch = 0
+        self._asked = {loader}
         self._boundary = now
 
-    def fetch_ends(self, now: float) -> None:
-        """The batch is there."""
+    def fetch_ends(self, now: float, *, batch: bool) -> None:
+        """The fetch is over: with a batch, or with the end of the data or an error."""
         self._to(now, DATA_WAIT)
+        if not batch:
+            self._set_aside()
+            self._asked.clear()
         if self._writer is not None:
             self._values[self._heartbeat] = time.time()
 
@@ -172,6 +183,7 @@ class Vitals:
         if self._writer is None:
             return
         self._to(now, BACKWARD)
+        self._values[self._heartbeat] = time.time()
         if not self._trained:
             self._trained = True
             if self._fetches:
@@ -190,6 +202,7 @@ class Vitals:
             return
         self._to(now, OPTIMIZER)
         self._commit()
+        self._values[self._heartbeat] = time.time()
         if self._first_optimizer is None or self._first_optimizer() is None:
             self._first_optimizer = weakref.ref(optimizer)
         if self._first_optimizer() is not optimizer:
@@ -202,8 +215,8 @@ class Vitals:
     def optimizer(self, optimizer: Any, describe: Callable[[Any], tuple[str, int]]) -> OptimizerVitals | None:
         """The vitals of this optimizer, made at its first step; `describe` gives its class's name and its parameters.
 
-        The label of an optimizer that is gone goes to the next new one: a second training in this process continues
-        the series of the first.
+        The label of an optimizer that is gone goes to the next new one of its kind: a second training in this process
+        continues the series of the first.
         """
         known = self._optimizers.get(id(optimizer))
         if known is not None and known[0]() is optimizer:
@@ -211,10 +224,11 @@ class Vitals:
         if self._writer is None:
             return None
         reference = weakref.ref(optimizer)
-        dead = (place for place, earlier in enumerate(self._labels) if earlier() is None)
-        place = next(dead, len(self._labels))
-        self._labels[place : place + 1] = [reference]
-        vitals = OptimizerVitals(self._writer, str(place), *describe(optimizer))
+        about = describe(optimizer)
+        free = (place for place, (earlier, like) in enumerate(self._labels) if earlier() is None and like == about)
+        place = next(free, len(self._labels))
+        self._labels[place : place + 1] = [(reference, about)]
+        vitals = OptimizerVitals(self._writer, str(place), *about)
         self._optimizers = {key: value for key, value in self._optimizers.items() if value[0]() is not None}
         self._optimizers[id(optimizer)] = (reference, vitals)
         return vitals
@@ -232,15 +246,22 @@ class Vitals:
         self._values[slot] = value
 
     def finish(self, now: float) -> None:
-        """The loop is over: its last iteration has no next fetch to end it."""
-        if self._writer is not None and self._trained and self._fetches:
-            self._to(now, OTHER)
-            self._iteration_ends(now)
+        """The loop is over: its last iteration has no next fetch to end it, and ended with its last event."""
+        if self._writer is None or self._mark is None:
+            return
+        if self._trained and self._fetches:
+            self._iteration_ends(self._mark, ago=now - self._mark)
+        self._to(now, OTHER)
+        self._set_aside()
+        self._commit()
 
     def _to(self, now: float, phase: int) -> None:
         if self._mark is not None:
             self._pending[phase] += now - self._mark
         self._mark = now
+
+    def _set_aside(self) -> None:
+        self._pending[:] = [0.0, 0.0, 0.0, 0.0, sum(self._pending)]
 
     def _commit(self) -> None:
         pending, values = self._pending, self._values
@@ -248,9 +269,8 @@ class Vitals:
             if pending[phase]:
                 values[slot] += pending[phase]
                 pending[phase] = 0.0
-        values[self._heartbeat] = time.time()
 
-    def _iteration_ends(self, now: float) -> None:
+    def _iteration_ends(self, now: float, ago: float = 0.0) -> None:
         if self._writer is None:
             return
         self._commit()
@@ -263,7 +283,7 @@ class Vitals:
             values[self._seconds_sum] += seconds
         if self._last_iteration is None:
             self._last_iteration = self._writer.slot("trainvitals_last_iteration_timestamp_seconds")
-        values[self._last_iteration] = time.time()
+        values[self._last_iteration] = time.time() - ago
         values[self._hook_seconds] = self._session.hook_seconds
         for action in self.on_iteration:
             action(now, self._writer)

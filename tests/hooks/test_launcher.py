@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -127,6 +128,7 @@ if __name__ == "__main__":
 """
     )
     assert sorted(f.value("trainvitals_iterations_total") or 0 for f in result.ranks) == [5, 8]
+    assert {state_of(file) for file in result.ranks} == {"finished"}
 
 
 def test_a_script_without_torch(launcher: Launcher) -> None:
@@ -146,6 +148,7 @@ def test_a_command_that_is_not_python_and_ends_at_once(launcher: Launcher) -> No
         ("raise ValueError('odd')", "failed", "ValueError", 1),
         ("raise torch.OutOfMemoryError('CUDA out of memory.')", "out_of_memory", "torch.OutOfMemoryError", 1),
         ("sys.exit(3)", "failed", "", 3),
+        ("raise RuntimeError('CUDA error: out of memory')", "out_of_memory", "RuntimeError", 1),
         ("raise KeyboardInterrupt", "killed", "", -signal.SIGINT),
     ],
 )
@@ -166,7 +169,7 @@ def test_the_exception_of_a_spawned_rank_is_the_cause(launcher: Launcher) -> Non
 import torch.multiprocessing as mp
 def rank(number):
     train()
-    raise torch.OutOfMemoryError("CUDA out of memory.")
+    raise torch.OutOfMemoryError("CUDA out of memory.\\nhint: buy more")
 if __name__ == "__main__": mp.spawn(rank, nprocs=1)
 """
             )
@@ -305,3 +308,65 @@ def test_an_interpreter_without_trainvitals(launcher: Launcher, tmp_path: Path) 
     assert result.stdout == "no site, no trainvitals\n"
     result = launcher.run(getattr(sys, "_base_executable", PYTHON), str(script))
     assert result.stdout.startswith("True"), result
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_from_the_start_changes_nothing(launcher: Launcher, number: signal.Signals) -> None:
+    """As under nohup."""
+    process = launcher.popen(
+        "sh", "-c", "echo begins; sleep 2; exit 5", preexec_fn=lambda: signal.signal(number, signal.SIG_IGN)
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begins\n"
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 5
+    (own,) = run_files(launcher.run_dir)
+    assert (state_of(own), end_info(own)["signal"]) == ("failed", "")
+
+
+def test_an_inherited_ignored_sigchld_is_no_reason_to_wait_for_ever(launcher: Launcher) -> None:
+    script = "import signal; print(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN)"
+    process = launcher.popen(PYTHON, "-c", script, preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    stdout, _ = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (0, "True\n")  # and the command inherits it as ever
+
+
+def test_impatient_signals_do_not_lose_the_end(launcher: Launcher) -> None:
+    trap = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(3)); print('begins', flush=True); time.sleep(60)"
+    process = launcher.popen(PYTHON, "-c", trap)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begins\n"
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    (own,) = run_files(launcher.run_dir)
+    assert state_of(own) == "killed"
+    assert process.stderr is not None
+    assert "trainvitals" not in process.stderr.read()
+
+
+def test_a_command_ended_by_a_real_time_signal(launcher: Launcher) -> None:
+    result = launcher.run(PYTHON, "-c", "import os; os.kill(os.getpid(), 36)")
+    assert (result.code, result.state) == (-36, "killed")
+    assert end_info(result.launcher)["signal"] == "SIG36"
+
+
+def test_torch_compile_is_not_given_our_hooks_to_compile(launcher: Launcher) -> None:
+    text = """
+import json, sys, torch
+from torch._dynamo.utils import counters
+model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+@torch.compile(backend="eager")
+def step(x):
+    optimizer.zero_grad(); loss = model(x).square().mean(); loss.backward(); optimizer.step()
+torch.manual_seed(0)
+for _ in range(20): step(torch.randn(8, 4))
+print(json.dumps({"graphs": counters["stats"]["unique_graphs"]}))
+"""
+    attached = launcher.python(text)
+    bare = subprocess.run([PYTHON, str(launcher.directory / "train.py")], capture_output=True, text=True, check=True)
+    told, true = json.loads(attached.stdout), json.loads(bare.stdout)
+    assert told == true
+    assert "recompile_limit" not in attached.stderr  # as Dynamo says when it gives up compiling something
+    assert attached.rank.value("trainvitals_optimizer_steps_total", optimizer="0") == 20

@@ -136,7 +136,7 @@ for _ in range(50):
 assert signal.set_wakeup_fd(-1) == -1
 """)))  # fmt: skip
     assert (result.code, result.stderr) == (0, "")
-    assert state_of(result.rank) == "finished"
+    assert {state_of(file) for file in result.ranks} == {"finished"}
 
 
 @pytest.mark.parametrize("trouble", ["the run directory vanishes", "no file descriptors", "disk full"])

@@ -317,3 +317,136 @@ print("{}")
     )
     assert rank.value("trainvitals_iterations_total") == 8
     assert rank.value("trainvitals_optimizer_steps_total", optimizer="1") is None
+
+
+def test_two_loaders_feed_one_iteration(launcher: Launcher) -> None:
+    rank, true = train(
+        launcher,
+        """
+class Slow(torch.utils.data.Dataset):
+    def __len__(self): return 12
+    def __getitem__(self, i): time.sleep(0.05); return torch.randn(4)
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+start = time.perf_counter()
+for x, (_, y) in zip(DataLoader(Slow()), loader(12, 1)):
+    o.zero_grad(); loss_of(x, y).backward(); o.step()
+wall = time.perf_counter() - start
+with torch.no_grad():
+    for x, (_, y) in zip(DataLoader(Slow()), loader(12, 1)): loss_of(x, y)
+print(json.dumps({"wall": wall}))
+""",
+    )
+    assert rank.value("trainvitals_iterations_total") == 12
+    recorded = phases(rank)
+    assert recorded["data_wait"] > true["wall"] / 2
+    assert recorded["other"] > recorded["data_wait"] / 2  # the evaluation's waits are not training's
+
+
+def test_a_step_that_raises_and_is_caught(launcher: Launcher) -> None:
+    rank, _ = train(
+        launcher,
+        """
+class Flaky(torch.optim.SGD):
+    calls = 0
+    def step(self, closure=None):
+        Flaky.calls += 1
+        if Flaky.calls == 3: raise RuntimeError("out of memory, say")
+        return super().step(closure)
+o = Flaky(model.parameters(), lr=0.1)
+for i in range(20):
+    loss_of(torch.randn(8, 4), torch.randn(8, 1)).backward()
+    try: o.step()
+    except RuntimeError: pass
+print("{}")
+""",
+    )
+    assert rank.value("trainvitals_optimizer_steps_total", optimizer="0") == 19
+    assert rank.value("trainvitals_iterations_total") == 19
+
+
+def test_a_loss_that_is_not_known_is_absent(launcher: Launcher) -> None:
+    rank, true = train(
+        launcher,
+        """
+critic = nn.Linear(4, 1)
+a, b, c = [torch.optim.SGD(nn.Linear(4, 1).parameters() if i == 2 else m.parameters(), lr=0.1) for i, m in enumerate((model, critic, model))]
+scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+for x, y in loader():
+    loss = loss_of(x, y); loss.backward(); a.step()
+    out = critic(x); out.backward(torch.ones_like(out)); b.step()
+    l1, l2 = loss_of(x, y), loss_of(x, y, critic)
+    (scaler.scale(l1) + scaler.scale(l2)).backward(); scaler.unscale_(a); scaler.step(a); scaler.update(); a.zero_grad(); b.zero_grad()
+    l1, l2 = scaler.scale(loss_of(x, y)), scaler.scale(last := loss_of(x, y, critic) * 3)
+    l1.backward(); l2.backward(); scaler.step(b); scaler.update(); a.zero_grad(); b.zero_grad()
+print(json.dumps({"b": last.item()}))
+""",
+    )
+    assert rank.value("trainvitals_loss", optimizer="1") == pytest.approx(true["b"])
+    lost = rank.value("trainvitals_loss", optimizer="0")
+    assert lost is not None
+    assert lost < 100  # and not 1024 times as much
+    assert errors(rank) == []
+
+
+def test_zero_gradients_at_first_are_no_reason_for_explosions(launcher: Launcher) -> None:
+    rank, _ = train(
+        launcher,
+        """
+p = nn.Parameter(torch.ones(3)); o = torch.optim.SGD([p], lr=0.0)
+for i in range(120):
+    o.zero_grad(); (p.sum() * (0.0 if i < 60 else 1.0)).backward(); o.step()
+print("{}")
+""",
+    )
+    assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 0
+
+
+def test_odd_scalars(launcher: Launcher) -> None:
+    rank, _ = train(
+        launcher,
+        """
+import numpy as np, trainvitals
+from torch.utils.tensorboard import SummaryWriter
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+with SummaryWriter("tb") as writer:
+    for step, (x, y) in enumerate(loader()):
+        o.zero_grad(); loss_of(x, y).backward(); o.step()
+        writer.add_scalar("double", step, step, new_style=True, double_precision=True)
+        trainvitals.log(numpy=np.float32(3), plain=2.0, tensor=torch.tensor(5))
+print("{}")
+""",
+    )
+    for tag, value in (("double", 7), ("numpy", 3), ("plain", 2), ("tensor", 5)):
+        assert rank.value("trainvitals_scalar", tag=tag) == value
+    assert errors(rank) == []
+
+
+def test_more_parameter_groups_than_there_is_room_for(launcher: Launcher) -> None:
+    rank, _ = train(
+        launcher,
+        """
+o = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))]} for _ in range(2000)], lr=0.1)
+for _ in range(10):
+    sum(g["params"][0].sum() for g in o.param_groups).backward(); o.step()
+print("{}")
+""",
+    )
+    assert rank.value("trainvitals_optimizer_steps_total", optimizer="0") == 10
+    assert rank.value("trainvitals_learning_rate", optimizer="0", group="63") == 0.1
+    assert rank.value("trainvitals_learning_rate", optimizer="0", group="64") is None
+
+
+def test_time_after_the_last_step_is_not_part_of_its_iteration(launcher: Launcher) -> None:
+    rank, _ = train(
+        launcher,
+        """
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+for i, (x, y) in enumerate(loader()):
+    o.zero_grad(); loss_of(x, y).backward(); o.step()
+    if i == 4: break
+time.sleep(3)
+print("{}")
+""",
+    )
+    assert rank.value("trainvitals_iterations_total") == 5
+    assert (rank.value("trainvitals_iteration_seconds_sum") or 9) < 3 < sum(phases(rank).values())

@@ -52,8 +52,15 @@ def _install_tensorboard(context: Context) -> None:
     tensorboard.install(context)
 
 
+def _install_compile(context: Context) -> None:
+    from trainvitals.instruments import compile as compile_instrument
+
+    compile_instrument.install(context)
+
+
 # What a script may import after torch, and what to install then.
 AFTER_TORCH: Final[dict[str, Callable[[Context], None]]] = {
+    "torch._dynamo.trace_rules": _install_compile,
     "torch.utils.tensorboard.writer": _install_tensorboard,
 }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from trainvitals.instruments import Context
 from trainvitals.instruments.device_values import DeviceValues, Reading
+
+_MAX_SCALED: Final = 64
 
 
 class Losses:
@@ -18,52 +20,68 @@ class Losses:
     def __init__(self, context: Context, values: DeviceValues) -> None:
         self.newest: Reading | None = None
         self.count = 0
-        self._scaled: tuple[weakref.ref[torch.Tensor], torch.Tensor] | None = None
+        self._scaled: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
+        self._session = context.session
         self._vitals = context.vitals
         self._values = values
-        self._depth = 0
+        self._under_way = False
 
     def scaled(self, now: float, loss: Any, result: Any) -> None:
         """The GradScaler turned `loss` into `result`, which is about to be differentiated."""
         if isinstance(loss, torch.Tensor) and isinstance(result, torch.Tensor):
-            self._scaled = (weakref.ref(result), loss.detach())
+            if len(self._scaled) >= _MAX_SCALED:
+                self._scaled.clear()  # whoever scales so many without a backward does something else
+            self._scaled[id(result)] = (weakref.ref(result), loss.detach())
 
-    def begin(self, now: float, roots: Any) -> None:
-        """A backward from `roots` begins; Tensor.backward calls autograd.backward, which is not another one."""
-        self._depth += 1
-        if self._depth > 1:
-            return
+    def begin(self, now: float, roots: Any) -> bool:
+        """A backward from `roots` begins. Whether it is one to report the end of: Tensor.backward calls
+        autograd.backward, which is not another one.
+        """
+        if self._under_way:
+            return False
         self.count += 1
         self._vitals.backward_begins(now)
-        scaled, self._scaled = self._scaled, None
-        root = roots[0] if isinstance(roots, (tuple, list)) and len(roots) == 1 else roots
-        if scaled is not None and scaled[0]() is root:
-            root = scaled[1]
-        # the value of a DTensor would need a collective, which could hang
-        readable = type(root) is torch.Tensor or (isinstance(root, torch.Tensor) and not hasattr(root, "to_local"))
-        if readable and root.numel() == 1:
-            self.newest = self._values.read(root.detach())
+        loss = self._unscaled(roots[0] if isinstance(roots, (tuple, list)) and len(roots) == 1 else roots)
+        self.newest = None if loss is None else self._values.read(loss)
+        self._under_way = True
+        return True
 
     def end(self, now: float) -> None:
         """That backward has ended."""
-        self._depth -= 1
-        if self._depth == 0:
+        self._under_way = False  # also when another thread has become the one that trains
+        if self._session.on_training_thread():
             self._vitals.backward_ends(now)
+
+    def _unscaled(self, root: Any) -> torch.Tensor | None:
+        """The loss that a backward from `root` is of; None where it is not known."""
+        # The value of a DTensor would need a collective, which could hang.
+        readable = type(root) is torch.Tensor or (isinstance(root, torch.Tensor) and not hasattr(root, "to_local"))
+        if not readable or root.numel() != 1:
+            return None
+        if not self._scaled:
+            return root.detach()  # type: ignore[no-any-return]  # it is a tensor
+        reference, loss = self._scaled.pop(id(root), (None, None))
+        if reference is not None and reference() is root:
+            return loss
+        # Scaled losses that had no backward of their own: this may well be their sum.
+        self._scaled = {key: known for key, known in self._scaled.items() if known[0]() is not None}
+        return None
 
 
 def install(context: Context, values: DeviceValues) -> Losses:
     """Watch Tensor.backward and autograd.backward."""
     losses = Losses(context, values)
     begin = context.session.guarded("backward", losses.begin)
-    end = context.session.guarded("backward", losses.end)
+    end = context.session.guarded("backward", losses.end, any_thread=True)
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(*args: Any, **kwargs: Any) -> Any:
-            begin(args[0] if args else kwargs.get("tensors"))
+            reported = begin(args[0] if args else kwargs.get("tensors"))
             try:
                 return original(*args, **kwargs)
             finally:
-                end()
+                if reported:
+                    end()
 
         return backward
 

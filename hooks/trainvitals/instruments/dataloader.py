@@ -15,24 +15,28 @@ from trainvitals.runfile import RunFileWriter
 
 
 class _Fetches:
-    """Reports the outermost fetch (a dataset may read from a loader of its own), and describes the loader once."""
+    """Reports fetches, but none inside another (a dataset may read from a loader), and describes the loader once."""
 
     def __init__(self, context: Context) -> None:
+        self._session = context.session
         self._vitals = context.vitals
-        self._depth = 0
+        self._under_way = False
         self._iterator: weakref.ref[Any] | None = None
         self._described: weakref.ref[Any] | None = None
         context.vitals.on_training_fetch.append(self._describe)
 
-    def begin(self, now: float) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._vitals.fetch_begins(now)
+    def begin(self, now: float, iterator: Any) -> bool:
+        """Whether this fetch is one to report the end of."""
+        if self._under_way:
+            return False
+        self._vitals.fetch_begins(now, id(iterator))
+        self._under_way = True
+        return True
 
-    def end(self, now: float, iterator: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._vitals.fetch_ends(now)
+    def end(self, now: float, iterator: Any, *, batch: bool) -> None:
+        self._under_way = False  # also when another thread has become the one that trains
+        if self._session.on_training_thread():
+            self._vitals.fetch_ends(now, batch=batch)
             if self._iterator is None or self._iterator() is not iterator:
                 self._iterator = weakref.ref(iterator)
 
@@ -56,16 +60,20 @@ def install(context: Context) -> None:
     """Watch every DataLoader's iterator."""
     fetches = _Fetches(context)
     begin = context.session.guarded("dataloader", fetches.begin)
-    end = context.session.guarded("dataloader", fetches.end)
+    end = context.session.guarded("dataloader", fetches.end, any_thread=True)
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def __next__(self: Any) -> Any:  # noqa: N807 (it replaces that method)
-            begin()
+            reported = begin(self)
+            batch = False
             try:
-                return original(self)
+                result = original(self)
+                batch = True
+                return result
             finally:
-                end(self)
+                if reported:
+                    end(self, batch=batch)
 
         return __next__
 

@@ -90,8 +90,9 @@ class DeviceValues:
 
     def _room(self) -> bool:
         if self._buffer is None:
-            self._buffer = torch.zeros(_IN_FLIGHT, dtype=torch.float64, pin_memory=True)
-            self._free = list(self._buffer.unbind())
+            with torch.inference_mode(mode=False):  # else it could not be written to outside of that mode
+                self._buffer = torch.zeros(_IN_FLIGHT, dtype=torch.float64, device="cpu", pin_memory=True)
+                self._free = list(self._buffer.unbind())
         return bool(self._free)
 
     def _count_dropped(self, device: str) -> None:

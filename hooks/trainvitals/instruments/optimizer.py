@@ -14,9 +14,9 @@ from torch.optim import optimizer as torch_optimizer
 from trainvitals.instruments import Context
 from trainvitals.instruments.backward import Losses
 from trainvitals.instruments.device_values import DeviceValues, Reading, capturing
-from trainvitals.runfile import RunFileWriter
 from trainvitals.vitals import OptimizerVitals
 
+_MAX_GROUPS: Final = 64  # scripts with a group for each parameter have no use for as many curves
 _WIDE: Final = (torch.float32, torch.float64)
 
 
@@ -42,7 +42,9 @@ def gradient_norms(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         gradients.append(gradient)
     if not gradients:
         return []
-    device, dtype = gradients[0].device, gradients[0].dtype
+    # of several devices not the CPU: a copy to it would have to be waited for
+    device = next((g.device for g in gradients if g.device.type != "cpu"), gradients[0].device)
+    dtype = gradients[0].dtype
     if dtype in _WIDE and all(g.device == device and g.dtype == dtype for g in gradients):
         return list(torch._foreach_norm(gradients))
     # The squares of half-precision values would overflow.
@@ -57,46 +59,50 @@ class Gradients:
         self._vitals = context.vitals
         self._values = values
         self._losses = losses
-        self._depth = 0
+        self._stepping: weakref.ref[Any] | None = None
+        self._clipped_unknown: set[int] = set()
         self._seen: dict[int, tuple[Any, set[int]]] = {}
         self._before_clipping: dict[int, tuple[int, Reading]] = {}
         self._norms: dict[int, Reading | None] = {}
         self.stepped = False
-        context.vitals.on_iteration.append(self._iteration_ended)
-
-    def _iteration_ended(self, now: float, writer: RunFileWriter) -> None:
-        self._depth = 0  # a step that raised has no end
 
     def step_begins(self, now: float, optimizer: Any) -> None:
-        """An optimizer's step begins. One inside another (ZeroRedundancyOptimizer's) is the same step."""
-        self._depth += 1
-        if self._depth == 1:
+        """An optimizer's step begins. One inside another (ZeroRedundancyOptimizer's) is the same step.
+
+        The same optimizer again means that its last step raised and has had no end.
+        """
+        outer = None if self._stepping is None else self._stepping()
+        if outer is None or outer is optimizer:
+            self._stepping = weakref.ref(optimizer)
             self._vitals.step_begins(now)
 
     def measure(self, now: float, optimizer: Any) -> None:
         """The optimizer's gradients are complete: at the start of its step, or at the end of its closure."""
-        if self._depth != 1:
+        if self._stepping is None or self._stepping() is not optimizer:
             return
         key = id(optimizer)
+        if key not in self._seen and not self._clipped_unknown.isdisjoint(map(id, parameters_of(optimizer))):
+            return  # before its first step nobody knew whose parameters were clipped
         _, reading = self._before_clipping.pop(key, (0, None))
         self._norms[key] = self._read_norm(optimizer) if reading is None else reading
 
     def step_ends(self, now: float, optimizer: Any) -> None:
         """An optimizer has made its step, or, if it is fused, has been told by the GradScaler to skip it."""
-        self._depth -= 1
-        if self._depth:
+        if self._stepping is None or self._stepping() is not optimizer:
             return
+        self._stepping = None
         self.stepped = True
-        vitals = self._report(now, optimizer)
         norm = self._norms.pop(id(optimizer), None)
+        vitals = self._report(now, optimizer)
         if vitals is None:
             return
         if getattr(optimizer, "found_inf", None) is not None and norm is not None:
             norm.then(functools.partial(_fused_step, vitals, now))
-            return
-        vitals.stepped()
-        if norm is not None:
-            norm.then(functools.partial(vitals.gradient_norm, now))
+        else:
+            vitals.stepped()
+            if norm is not None:
+                norm.then(functools.partial(vitals.gradient_norm, now))
+        self._report_learning_rates(vitals, optimizer)
 
     def skipped(self, now: float, optimizer: Any) -> None:
         """The GradScaler left out the optimizer's step."""
@@ -109,15 +115,20 @@ class Gradients:
     def before_clipping(self, now: float, parameters: list[torch.Tensor], total_norm: torch.Tensor | None) -> None:
         """These parameters' gradients are about to be clipped; `total_norm` is their 2-norm where it is known."""
         clipped = {id(parameter) for parameter in parameters}
+        owned = False
         for key, (reference, own) in list(self._seen.items()):
             optimizer = reference()
             if optimizer is None:
                 del self._seen[key]
-            elif self._before_clipping.get(key, (0,))[0] != self._losses.count and not own.isdisjoint(clipped):
+                continue
+            owned = owned or not own.isdisjoint(clipped)
+            if self._before_clipping.get(key, (0,))[0] != self._losses.count and not own.isdisjoint(clipped):
                 whole = total_norm is not None and own == clipped
                 reading = self._values.read(total_norm) if whole else self._read_norm(optimizer)  # type: ignore[arg-type]  # not None when whole
                 if reading is not None:
                     self._before_clipping[key] = (self._losses.count, reading)
+        if not owned:
+            self._clipped_unknown |= clipped
 
     def _read_norm(self, optimizer: Any) -> Reading | None:
         if capturing():
@@ -137,19 +148,23 @@ class Gradients:
         vitals = self._vitals.optimizer(optimizer, self._describe)
         if vitals is None:
             return None
-        for place, group in enumerate(optimizer.param_groups):
+        if self._losses.newest is not None:
+            self._losses.newest.then(vitals.loss)
+        return vitals
+
+    def _report_learning_rates(self, vitals: OptimizerVitals, optimizer: Any) -> None:
+        for place, group in enumerate(optimizer.param_groups[:_MAX_GROUPS]):
             rate = group.get("lr")
             if isinstance(rate, torch.Tensor):
                 self._values.read(rate).then(functools.partial(vitals.learning_rate, place))
             elif rate is not None:
                 vitals.learning_rate(place, float(rate))
-        if self._losses.newest is not None:
-            self._losses.newest.then(vitals.loss)
-        return vitals
 
     def _describe(self, optimizer: Any) -> tuple[str, int]:
         parameters = parameters_of(optimizer)
-        self._seen[id(optimizer)] = (weakref.ref(optimizer), {id(parameter) for parameter in parameters})
+        own = {id(parameter) for parameter in parameters}
+        self._seen[id(optimizer)] = (weakref.ref(optimizer), own)
+        self._clipped_unknown -= own
         return type(optimizer).__name__, sum(parameter.numel() for parameter in parameters)
 
 

@@ -18,7 +18,7 @@ def install(context: Context) -> None:
             if value.HasField("simple_value"):
                 context.vitals.scalar(value.tag, value.simple_value)
             elif value.HasField("tensor") and value.metadata.plugin_data.plugin_name == "scalars":
-                context.vitals.scalar(value.tag, value.tensor.float_val[0])
+                context.vitals.scalar(value.tag, (value.tensor.float_val or value.tensor.double_val)[0])
 
     mirrored = context.session.guarded("tensorboard", mirror, any_thread=True)
 
