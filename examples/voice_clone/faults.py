@@ -66,7 +66,7 @@ class Fault:
 class SlowLoader(Fault):
     """A single worker reads every recording again and again from a slow disk: training waits for data."""
 
-    _READS, _SEEK_SECONDS = 8, 0.04
+    _READS, _SEEK_SECONDS = 8, 0.015
 
     def workers(self, asked: int) -> int:
         return min(asked, 1)

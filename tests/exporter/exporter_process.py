@@ -9,28 +9,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-T = TypeVar("T")
+from tests.conftest import wait_until
+
 DEADLINE = 30.0
-
-
-def wait_until(ask: Callable[[], T | None], what: str) -> T:
-    """The first true answer; fails after a generous time."""
-    end = time.monotonic() + DEADLINE
-    while True:
-        answer = ask()
-        if answer:
-            return answer
-        if time.monotonic() > end:
-            raise AssertionError(f"never happened: {what}; last answer: {answer!r}")
-        time.sleep(0.05)
 
 
 class Scrape:
