@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,10 +23,6 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from tests.conftest import wait_until
-
-if not find_spec("torch"):
-    pytest.skip("the trainer needs torch", allow_module_level=True)
-
 
 TRAIN = Path(__file__).resolve().parent.parent / "examples" / "voice_clone" / "train.py"
 # A copy: pytest changes the environment around every test, and a process started from another thread just then would
