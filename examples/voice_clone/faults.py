@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -168,7 +169,7 @@ class NegativeKL(Fault):
 # ---- faults of the process
 
 
-class Leak(Fault):
+class Leak(Fault, ABC):
     """What both leaks share: a history of activations for a plot that nobody draws."""
 
     def __init__(self, after: int, leak_limit_mb: int) -> None:
@@ -176,8 +177,9 @@ class Leak(Fault):
         self._history: list[Tensor] = []
         self._kept_bytes = 0
 
+    @abstractmethod
     def keep(self, activation: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What is kept of an activation."""
 
     def after_iteration(self, iteration: int, activations: Sequence[Tensor]) -> None:
         # The limit spares the machine that shows the fault; 0 is none.

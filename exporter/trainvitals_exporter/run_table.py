@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from trainvitals.catalogue import FINAL_STATES
+from trainvitals.endings import SEVERITY, final_state
 from trainvitals.runfile import RunFile
 
 from trainvitals_exporter.run_files import RunFiles
 
 # The last vital signs of a run have to outlast a few scrapes and the longest `for` of an alert on its end.
 KEEP_ENDED_SECONDS: Final = 15 * 60.0
-# The best first: a run that ends without a verdict of its launcher fared as its worst rank did.
-_SEVERITY: Final = ("finished", "killed", "failed", "out_of_memory")
 _SIGNS_OF_LIFE: Final = ("trainvitals_heartbeat_timestamp_seconds", "trainvitals_last_iteration_timestamp_seconds")
 
 _log = logging.getLogger(__name__)
@@ -70,7 +68,7 @@ class Run:
             return verdict
         if _lives(self.launcher):
             return "running" if self.ranks else "starting"
-        return max((_rank_end(file) for file in self.ranks.values()), key=_SEVERITY.index, default="killed")
+        return max((_rank_end(file) for file in self.ranks.values()), key=SEVERITY.index, default="killed")
 
     @property
     def exit_code(self) -> float | None:
@@ -85,7 +83,7 @@ class Run:
         """
         if self.alive:
             return None
-        worst_first = sorted(self.ranks.values(), key=lambda file: -_SEVERITY.index(_rank_end(file)))
+        worst_first = sorted(self.ranks.values(), key=lambda file: -SEVERITY.index(_rank_end(file)))
         launchers = [self.launcher] if self.launcher else []
         told = [info for file in (*launchers, *worst_first, *self.others) if (info := _end_info(file)) is not None]
         if self.state == "finished":
@@ -105,7 +103,7 @@ class Run:
         return any(_lives(file) for file in self.ranks.values())
 
     def _verdict(self) -> str | None:
-        return _final_state(self.launcher) if self.launcher else None
+        return final_state(self.launcher) if self.launcher else None
 
 
 class RunTable:
@@ -214,13 +212,9 @@ def _lives(file: RunFile | None) -> bool:
     return file is not None and file.alive_pid is not None
 
 
-def _final_state(file: RunFile) -> str | None:
-    return next((state for state in FINAL_STATES if file.value("trainvitals_run_state", state=state) == 1), None)
-
-
 def _rank_end(file: RunFile) -> str:
     """How a rank's process ended; one that could not say so was killed."""
-    return _final_state(file) or "killed"
+    return final_state(file) or "killed"
 
 
 def _end_info(file: RunFile) -> tuple[str, str] | None:

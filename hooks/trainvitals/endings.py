@@ -14,10 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from trainvitals.catalogue import FINAL_STATES, RUN_STATES
+from trainvitals.runfile import RunFile, RunFileWriter
+
 _TERMINATING: Final = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))
 # As CUDA and PyTorch's CPU allocator put it.
 _OUT_OF_MEMORY: Final = re.compile("out of memory|can't allocate memory")
-_SEVERITY: Final = ("finished", "killed", "failed", "out_of_memory")
+# The best first: what ends as several processes did has fared as the worst of them.
+SEVERITY: Final = ("finished", "killed", "failed", "out_of_memory")
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,26 @@ def _cause_in(traceback: str) -> str | None:
     return found.group(1) if found else None
 
 
+def record_state(writer: RunFileWriter, state: str) -> None:
+    """Write the state of a process or a run into its run file."""
+    for each in RUN_STATES:
+        writer.set("trainvitals_run_state", float(each == state), state=each)
+
+
+def record(writer: RunFileWriter, end: End) -> None:
+    """Write how a process or a run ended into its run file."""
+    record_state(writer, end.state)
+    writer.set("trainvitals_run_end_info", 1.0, signal=end.signal, exception=end.exception)
+
+
+def final_state(file: RunFile) -> str | None:
+    """The final state that a run file tells; None while there is none."""
+    return next((state for state in FINAL_STATES if file.value("trainvitals_run_state", state=state) == 1), None)
+
+
 def worst(ends: Iterable[End]) -> End | None:
     """The end that explains the others: out of memory before failed before killed before finished."""
-    return max(ends, key=lambda end: _SEVERITY.index(end.state), default=None)
+    return max(ends, key=lambda end: SEVERITY.index(end.state), default=None)
 
 
 class Watch:

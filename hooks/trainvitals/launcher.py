@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Final
 
 from trainvitals import endings, rundir, runfile, session
-from trainvitals.catalogue import FINAL_STATES, RUN_STATES
 from trainvitals.endings import End
 
 _AUTOLOAD: Final = Path(__file__).parent / "autoload"
@@ -46,8 +45,7 @@ def command(arguments: list[str]) -> int:
 
 def _run(argv: list[str], run: session.Run, writer: runfile.RunFileWriter, signals: _Signals) -> int:
     """Run the command and record its start and end. Returns its status, as Popen does."""
-    for state in RUN_STATES:
-        writer.set("trainvitals_run_state", float(state == "starting"), state=state)
+    endings.record_state(writer, "starting")
     writer.set("trainvitals_run_start_timestamp_seconds", time.time())
     oom_kills = endings.oom_kills()
     try:
@@ -58,7 +56,7 @@ def _run(argv: list[str], run: session.Run, writer: runfile.RunFileWriter, signa
         return _not_started(writer, argv, error.strerror or str(error), 126)
     ended = _verdict(run, status, signals.received, oom_kills)
     writer.set("trainvitals_run_exit_code", float(status if status >= 0 else 128 - status))
-    session.record_end(writer, ended)
+    endings.record(writer, ended)
     _remark(run, ended)
     writer.close()
     return status
@@ -193,7 +191,7 @@ def _end_of(file: runfile.RunFile) -> End | None:
     about = next((dict(s.labels) for s in file.samples if s.name == "trainvitals_run_end_info"), None)
     if about is None or file.identity.kind == "launcher":
         return None
-    state = next((s for s in FINAL_STATES if file.value("trainvitals_run_state", state=s)), None)
+    state = endings.final_state(file)
     return None if state is None else End(state, about.get("signal", ""), about.get("exception", ""))
 
 
@@ -212,7 +210,7 @@ def _remark(run: session.Run, ended: End) -> None:
 
 
 def _not_started(writer: runfile.RunFileWriter, argv: list[str], why: str, code: int) -> int:
-    session.record_end(writer, End("failed"))
+    endings.record(writer, End("failed"))
     writer.set("trainvitals_run_exit_code", float(code))
     writer.close()
     sys.stderr.write(f"trainvitals run: cannot start {argv[0]!r}: {why}\n")

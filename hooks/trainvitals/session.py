@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
-from trainvitals import catalogue, endings, rundir
+from trainvitals import endings, rundir
 from trainvitals.runfile import Identity, RunFileFull, RunFileWriter
 
 RUN_ID: Final = "TRAINVITALS_RUN_ID"
@@ -75,8 +75,7 @@ class Session:
         self.writer = self._create("rank")
         self._endings.watch_signals()
         if self.writer is not None:
-            for state in catalogue.RUN_STATES:
-                self.writer.set("trainvitals_run_state", float(state == "running"), state=state)
+            endings.record_state(self.writer, "running")
             self.writer.slot("trainvitals_series_dropped_total", reason="run_file_full")  # there is room for it now
             for action in self.on_armed:
                 action(self.writer)
@@ -128,7 +127,7 @@ class Session:
         writer, self.writer = self.writer, None
         if writer is not None:
             with contextlib.suppress(RunFileFull):
-                record_end(writer, end)
+                endings.record(writer, end)
             writer.close()
 
     def abandon(self) -> None:
@@ -142,7 +141,7 @@ class Session:
         if self.writer is None and RUN_ID in os.environ:
             writer = self._create("process")
             if writer is not None:
-                record_end(writer, end)
+                endings.record(writer, end)
                 writer.close()
 
     def _create(self, kind: str) -> RunFileWriter | None:
@@ -159,10 +158,3 @@ class Session:
         with contextlib.suppress(Exception):
             if self.writer is not None:
                 self.writer.values[self.writer.slot(name, **labels)] += 1
-
-
-def record_end(writer: RunFileWriter, end: endings.End) -> None:
-    """Write how a process or a run ended into its run file."""
-    for state in catalogue.RUN_STATES:
-        writer.set("trainvitals_run_state", float(state == end.state), state=state)
-    writer.set("trainvitals_run_end_info", 1.0, signal=end.signal, exception=end.exception)

@@ -121,8 +121,10 @@ class Gradients:
             if optimizer is None:
                 del self._seen[key]
                 continue
-            owned = owned or not own.isdisjoint(clipped)
-            if self._before_clipping.get(key, (0,))[0] != self._losses.count and not own.isdisjoint(clipped):
+            if own.isdisjoint(clipped):
+                continue
+            owned = True
+            if self._before_clipping.get(key, (0,))[0] != self._losses.count:
                 whole = total_norm is not None and own == clipped
                 reading = self._values.read(total_norm) if whole else self._read_norm(optimizer)  # type: ignore[arg-type]  # not None when whole
                 if reading is not None:
