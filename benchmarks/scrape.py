@@ -51,7 +51,7 @@ def rank_process(directory: Path, rank: int, ready: Event) -> None:
         for values in itertools.product(*(LABEL_VALUES.get(label, ("x",)) for label in metric.labels))
     ]
     writer.set("trainvitals_iteration_seconds_sum", 1.0)
-    bounds = catalogue.ITERATION_SECONDS_BUCKETS
+    bounds = catalogue.SECONDS_BUCKETS
     slots += [writer.slot("trainvitals_iteration_seconds_bucket", le=str(bound)) for bound in bounds]
     ready.set()
     while True:

@@ -15,7 +15,7 @@ from trainvitals.catalogue import (
     GPU,
     GRADIENT_ANOMALIES,
     HOST,
-    ITERATION_SECONDS_BUCKETS,
+    SECONDS_BUCKETS,
     LOSS_ANOMALIES,
     METRICS,
     PHASES,
@@ -75,7 +75,7 @@ LABEL_VALUES: dict[str | tuple[str, str], tuple[str, ...]] = {
 GPU_OF = {("voice-s2", "0"): "GPU-aaaa", ("voice-s2", "1"): "GPU-bbbb", ("voice-s1", "0"): "GPU-aaaa"}
 
 ITERATIONS_PER_SECOND = {("voice-s2", "0"): 2.0, ("voice-s2", "1"): 1.5, ("voice-s1", "0"): 5.0}
-PHASE_SHARES = dict(zip(PHASES, (0.4, 0.2, 0.25, 0.1, 0.05), strict=True))
+PHASE_SHARES = dict(zip(PHASES, (0.3, 0.05, 0.2, 0.25, 0.1, 0.05, 0.05), strict=True))
 RESIDENT_BYTES = {"main": 3e9, "dataloader_worker": 1e9, "other": 1e7}
 GAUGES = {
     "loss": 3.5, "gradient_norm": 2.0, "gradient_norm_max": 9.0, "gradient_norm_baseline": 1.8, "learning_rate": 1e-4,
@@ -123,7 +123,7 @@ def _series() -> Iterator[tuple[str, Labels, Metric | None]]:
             if metric.type != "histogram":
                 yield metric.name, labels, metric
                 continue
-            for bound in (*map(str, ITERATION_SECONDS_BUCKETS), "+Inf"):
+            for bound in (*map(str, SECONDS_BUCKETS), "+Inf"):
                 yield f"{metric.name}_bucket", {**labels, "le": bound}, metric
             yield f"{metric.name}_sum", labels, metric
             yield f"{metric.name}_count", labels, metric

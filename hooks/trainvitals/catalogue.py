@@ -16,13 +16,15 @@ PREFIX: Final = "trainvitals_"
 
 RUN_STATES: Final = ("starting", "running", "finished", "failed", "killed", "out_of_memory")
 FINAL_STATES: Final = RUN_STATES[2:]
-PHASES: Final = ("data_wait", "forward", "backward", "optimizer", "other")
+PHASES: Final = ("data_wait", "transfer", "forward", "backward", "optimizer", "checkpoint", "other")
+# What the device's clock can tell apart: waiting for data and saving are the host's.
+GPU_PHASES: Final = ("transfer", "forward", "backward", "optimizer", "other")
 GRADIENT_ANOMALIES: Final = ("explosion", "vanishing", "nonfinite")
 LOSS_ANOMALIES: Final = ("spike", "nonfinite")
 PROCESS_ROLES: Final = ("main", "dataloader_worker", "other")
 
-# From a tiny model's step on a fast GPU (1 ms) to a large model's accumulated step (1 min).
-ITERATION_SECONDS_BUCKETS: Final = (
+# From a tiny model's step on a fast GPU (1 ms) to a large model's accumulated step (1 min); waits for a batch fit, too.
+SECONDS_BUCKETS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
 
@@ -75,15 +77,26 @@ METRICS: Final = (
         "How an ended run ended: the signal it was sent and the exception it died of; empty where there was none.",
         "signal", "exception",
     ),
+    _metric(RUN, "run_label_info", "gauge", "1 for each label that the run was given: trainvitals run --label NAME=VALUE.", "label", "value"),
     # A rank: identity.
     _metric(
         RANK, "run_info", "gauge", "1; what this rank is. The process id is as the training process sees it.",
-        "run_id", "pid", "script", "torch_version", "cuda_version",
+        "run_id", "pid", "script", "framework", "torch_version", "cuda_version",
     ),
     _metric(RANK, "world_size", "gauge", "Number of ranks that train together."),
     _metric(RANK, "run_gpu_info", "gauge", "1 for each GPU that this rank computes on; joins runs to GPU metrics.", "uuid"),
+    _metric(RANK, "gradient_checkpointing_enabled", "gauge", "1 once activations were checkpointed (recomputed in the backward), else 0."),
+    _metric(
+        RANK, "amp_enabled", "gauge", "1 if the newest training iteration computed under autocast to this dtype, else 0.", "dtype",
+    ),
     # A rank: progress.
+    _metric(
+        RANK, "epoch", "gauge",
+        "Passes over the training data that are complete, or what the loader's sampler was told (set_epoch) where that is more.",
+    ),
     _metric(RANK, "iterations_total", "counter", "Training batches done. Evaluation batches are not counted."),
+    _metric(RANK, "samples_total", "counter", "Samples in those batches; absent where the loader does not tell their number."),
+    _metric(RANK, "iterations_per_second", "gauge", "Training batches per second over the newest ten seconds, or one iteration where that is longer."),
     _metric(RANK, "iteration_seconds", "histogram", "Wall time of an iteration, from one batch fetch to the next."),
     _metric(RANK, "last_iteration_timestamp_seconds", "gauge", "Unix time at which the newest iteration ended."),
     _metric(
@@ -96,10 +109,20 @@ METRICS: Final = (
         "batch; time outside training iterations, such as evaluation, is in 'other'.",
         "phase",
     ),
+    _metric(
+        RANK, "gpu_phase_seconds_total", "counter",
+        "The same by the GPU's clock: time between the points of its stream at which the phases begin and end, what it "
+        "waited for the host included. Waiting for data and saving are in 'other'. Absent while iterations take under 10 ms.",
+        "phase",
+    ),
     _metric(RANK, "optimizer_steps_total", "counter", "Steps that the optimizer made; skipped ones are not counted.", "optimizer"),
     _metric(
         RANK, "optimizer_info", "gauge", "1; the class of an optimizer and the number of parameters (elements) it trains.",
         "optimizer", "class", "parameters",
+    ),
+    _metric(
+        RANK, "gradient_accumulation_iterations", "gauge",
+        "Training batches whose gradients the optimizer's newest step used; 1 without accumulation.", "optimizer",
     ),
     # A rank: maths.
     _metric(RANK, "loss", "gauge", "Value of the last backward before the optimizer's step, without the AMP scale.", "optimizer"),
@@ -117,9 +140,21 @@ METRICS: Final = (
     _metric(RANK, "gradient_norm_baseline", "gauge", "Median gradient norm of the last 256 measured steps; absent for the first 50.", "optimizer"),
     _metric(
         RANK, "gradient_anomalies_total", "counter",
-        "Steps whose gradient norm left its own baseline: over 10 times the median (explosion), under a thousandth of it "
-        "(vanishing), or NaN or infinite (nonfinite).",
+        "Measured steps whose gradient norm left its own baseline: over 10 times the median (explosion), under a thousandth of "
+        "it (vanishing), each further where norms spread widely, or NaN or infinite (nonfinite).",
         "optimizer", "kind",
+    ),
+    _metric(
+        RANK, "gradient_norm_measured_steps_total", "counter",
+        "Steps whose gradient norm was measured: all, unless that would cost more than the hooks' share of an iteration.",
+        "optimizer",
+    ),
+    _metric(RANK, "gradient_norm_interval_steps", "gauge", "The gradient norm is measured at one of so many steps; 1 is each.", "optimizer"),
+    _metric(
+        RANK, "anomaly_info", "gauge",
+        "1 for each of the newest anomalies: the iteration, the parameters with the largest (of a vanishing: smallest) "
+        "gradients, and the fetched batch's first dataset indices, where known. The run's log file tells more.",
+        "optimizer", "kind", "iteration", "parameters", "samples",
     ),
     _metric(RANK, "learning_rate", "gauge", "Learning rate of a parameter group at the last step.", "optimizer", "group"),
     _metric(RANK, "scalar", "gauge", "Last value of a scalar sent to TensorBoard or trainvitals.log().", "tag"),
@@ -133,6 +168,10 @@ METRICS: Final = (
     _metric(RANK, "cuda_memory_allocated_bytes", "gauge", "Memory in use by tensors on this device, at an iteration boundary.", "device"),
     _metric(RANK, "cuda_memory_reserved_bytes", "gauge", "Memory that PyTorch's caching allocator took from the driver.", "device"),
     _metric(RANK, "cuda_memory_inactive_split_bytes", "gauge", "Free parts of split blocks that the allocator cannot return.", "device"),
+    _metric(RANK, "cuda_memory_epoch_peak_bytes", "gauge", "Most memory in use by tensors that was seen in the newest complete epoch.", "device"),
+    _metric(RANK, "cuda_alloc_retries_total", "counter", "Times that the allocator had to free its cache and try again.", "device"),
+    _metric(RANK, "cuda_ooms_total", "counter", "Allocations that failed for lack of memory, also those that the script survived.", "device"),
+    _metric(RANK, "cuda_oom_requested_bytes", "gauge", "Size of the newest allocation that failed.", "device"),
     _metric(
         RANK, "cuda_memory_allocated_floor_bytes", "gauge",
         "Lowest memory in use at a training iteration's boundary within the last 60 seconds; a leak lifts it.",
@@ -143,8 +182,32 @@ METRICS: Final = (
     _metric(RANK, "dataloader_batch_size", "gauge", "Batch size of that DataLoader; absent when a batch sampler decides it."),
     _metric(RANK, "dataloader_prefetch_factor", "gauge", "Batches that each worker prepares ahead; absent without workers."),
     _metric(RANK, "dataloader_pin_memory", "gauge", "1 if that DataLoader copies batches into pinned memory, else 0."),
+    _metric(RANK, "dataloader_persistent_workers", "gauge", "1 if that DataLoader keeps its workers from epoch to epoch, else 0; absent without workers."),
+    _metric(
+        RANK, "dataloader_dataset_info", "gauge", "1; where the files of that DataLoader's dataset lie, where it tells their paths.",
+        "mountpoint", "device",
+    ),
+    _metric(RANK, "batch_wait_seconds", "histogram", "Time that training waited for a batch."),
+    # A rank: checkpoints.
+    _metric(RANK, "checkpoint_saves_total", "counter", "Checkpoints saved."),
+    _metric(RANK, "checkpoint_seconds_total", "counter", "Time that the training thread spent saving checkpoints."),
+    _metric(RANK, "checkpoint_last_bytes", "gauge", "Size of the newest checkpoint."),
+    _metric(RANK, "checkpoint_last_timestamp_seconds", "gauge", "Unix time at which the newest checkpoint was complete."),
+    _metric(RANK, "checkpoint_last_interval_iterations", "gauge", "Training iterations between the newest two checkpoints."),
+    _metric(RANK, "checkpoint_filesystem_avail_bytes", "gauge", "Space left where the newest checkpoint was saved, after it."),
+    # A rank: the process around the training.
+    _metric(
+        RANK, "ddp_seconds", "gauge",
+        "DistributedDataParallel's own measurements, averaged over the iterations it sampled: forward_compute, "
+        "backward_compute, backward_communication, and the overlap of the latter two.",
+        "part",
+    ),
+    _metric(RANK, "gc_pause_seconds_total", "counter", "Time that Python's garbage collector took in this process."),
+    _metric(RANK, "compile_graphs_total", "counter", "Graphs that torch.compile compiled, recompilations included."),
+    _metric(RANK, "compile_graph_breaks_total", "counter", "Places at which torch.compile had to fall back to Python."),
     # A rank: the hooks themselves.
     _metric(RANK, "hook_seconds_total", "counter", "Time that trainvitals' own hooks took in this process."),
+    _metric(RANK, "hook_share_limit_ratio", "gauge", "Share of an iteration that the hooks may take: TRAINVITALS_OVERHEAD. Dear measurements are sampled to keep to it."),
     _metric(RANK, "hook_errors_total", "counter", "Errors inside a hook; after repeated errors the hook is switched off.", "hook"),
     _metric(RANK, "series_dropped_total", "counter", "Series not recorded: over the limit, or with an unusable name.", "reason"),
     # The process tree of a run.

@@ -15,7 +15,7 @@ Format (native byte order; every offset is a multiple of 8)::
              u32  length of the key in bytes
              4x   reserved, zero
              key  UTF-8 JSON: [metric name, {label: value}], padded to 8 with spaces
-             f64  value
+             f64  value, or the NaN `RETIRED` for a series that is no more
 
 The first entry is ``["identity", {...}]``; its value is the Unix time of creation. An entry is complete before
 `committed` covers it and its key never changes after, so a reader needs no lock and may remember keys by their offset.
@@ -28,6 +28,7 @@ ends, and it tells a reader in another PID namespace which process holds it: no 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -43,6 +44,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from trainvitals.descriptors import Descriptor
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -54,9 +57,13 @@ SUFFIX: Final = ".vitals"
 CAPACITY: Final = 128 * 1024  # over a thousand series
 _MAX_SIZE: Final = 4 * CAPACITY
 _MAX_LABEL_LENGTH: Final = 512
+_OPEN_FLAGS: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _HEADER: Final = struct.Struct("=8sIIii40x")
 _ENTRY: Final = struct.Struct("=I4x")
 _COMMITTED_OFFSET: Final = 12
+# A NaN that no computation makes; one that a script logs stays an ordinary value.
+_RETIRED_BITS: Final = struct.pack("=Q", 0x7FF8_7265_7469_7265)
+RETIRED: Final = float(struct.unpack("=d", _RETIRED_BITS)[0])
 _RANK_OFFSET: Final = 16
 # struct flock of Linux on 64-bit machines: l_type, l_whence, l_start, l_len, l_pid
 _FLOCK: Final = struct.Struct("@hhqqi4x")
@@ -120,29 +127,34 @@ class RunFileWriter:
 
     def __init__(self, directory: Path, identity: Identity, rank: int = -1) -> None:
         self.identity = identity
+        self.rank = rank
         pid = os.getpid()
         self.path = _free_path(directory, f"{identity.run_id}.{identity.kind}.{pid}")
-        temporary = self.path.with_suffix(".new")
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        # Windows renames no open file: there, readers find one without its beginning for a moment.
+        made = self.path if sys.platform == "win32" else self.path.with_suffix(".new")
         with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        self._fd = os.open(temporary, flags, 0o600)
+            made.unlink()
+        fd = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS, 0o600)
+        self._descriptor = Descriptor(fd)
         try:
-            _allocate(self._fd)
-            self._map = mmap.mmap(self._fd, CAPACITY)
+            _allocate(fd)
+            self._map = mmap.mmap(fd, CAPACITY)
             _HEADER.pack_into(self._map, 0, MAGIC, VERSION, _HEADER.size, rank, pid)
             self.values = memoryview(self._map).cast("d")
             self._committed = _HEADER.size
-            self._adding = threading.Lock()
+            self._adding = threading.RLock()
+            self._under_way = False
             self._slots: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
             about = {"run_id": identity.run_id, "run": identity.run, "kind": identity.kind, "script": identity.script}
             self.slot("identity", time.time(), **about)
             if fcntl is not None:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.rename(self.path)  # readers see no file before it is whole and locked
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if made != self.path:
+                made.rename(self.path)  # readers see no file before it is whole and locked
         except BaseException:
-            os.close(self._fd)
-            temporary.unlink()
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                made.unlink()
             raise
 
     def slot(self, name: str, initial: float = 0.0, /, **labels: str) -> int:
@@ -150,10 +162,22 @@ class RunFileWriter:
         key = (name, tuple(sorted(labels.items())))
         with self._adding:  # scalars may come from any thread
             known = self._slots.get(key)
+            if known is None:
+                key = (name, tuple((label, _clean(value)) for label, value in key[1]))
+                known = self._slots.get(key)
             return self._add(key, initial) if known is None else known
 
     def _add(self, key: tuple[str, tuple[tuple[str, str], ...]], initial: float) -> int:
-        text = json.dumps([key[0], {k: v[:_MAX_LABEL_LENGTH] for k, v in key[1]}], separators=(",", ":")).encode()
+        if self._under_way:
+            raise RuntimeError("a signal handler or finalizer adds a series in the middle of adding another")
+        self._under_way = True
+        try:
+            return self._append(key, initial)
+        finally:
+            self._under_way = False
+
+    def _append(self, key: tuple[str, tuple[tuple[str, str], ...]], initial: float) -> int:
+        text = json.dumps([key[0], dict(key[1])], separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         end = self._committed + _ENTRY.size + len(text) + 8
         if end > CAPACITY:
@@ -171,19 +195,52 @@ class RunFileWriter:
         """Store a value by name: for what changes rarely."""
         self.values[self.slot(name, value, **labels)] = value
 
+    def retire(self, name: str, /, **labels: str) -> None:
+        """Let a series vanish that is true no longer; it can be set again. Its room in the file stays taken."""
+        slot = self._slots.get((name, tuple(sorted(labels.items()))))
+        if slot is not None:
+            self.values[slot] = RETIRED
+
+    def samples(self) -> list[Sample]:
+        """All values as they are now. Reading the file instead would give up its lock."""
+        current = [Sample(name, labels, self.values[slot]) for (name, labels), slot in list(self._slots.items())]
+        return [each for each in current[1:] if struct.pack("=d", each.value) != _RETIRED_BITS]
+
     def set_rank(self, rank: int) -> None:
         """Tell which rank this process is, once that is known."""
+        self.rank = rank
         struct.pack_into("=i", self._map, _RANK_OFFSET, rank)
 
     def close(self) -> None:
         """Let go of the file, and of its lock. It stays in the directory with its last values."""
         with contextlib.suppress(OSError):  # stores into memory leave the time of the file alone
             os.utime(self.path)
+        if self._let_go():
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor.number, self._committed)  # it lies in memory, and there may be thousands
+            self._descriptor.close()
+
+    def abandon(self) -> None:
+        """Let go of what a forked child has inherited; the file is its parent's."""
+        if self._let_go():
+            self._descriptor.close()
+
+    def _let_go(self) -> bool:
+        """Unmap the file. Whether its descriptor is still ours."""
         self.values.release()
+        if not self._descriptor.is_ours():
+            _never_closed.append(self._map)  # it has a descriptor, too, which would be closed with it
+            return False
         self._map.close()
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, self._committed)  # it lies in memory, and there may be thousands
-        os.close(self._fd)
+        return True
+
+
+_never_closed: Final[list[mmap.mmap]] = []
+
+
+def _clean(label: str) -> str:
+    """A label as readers can take it: of bounded length, and valid UTF-8."""
+    return label[:_MAX_LABEL_LENGTH].encode(errors="replace").decode()
 
 
 def _free_path(directory: Path, stem: str) -> Path:
@@ -193,10 +250,13 @@ def _free_path(directory: Path, stem: str) -> Path:
 
 
 def _allocate(fd: int) -> None:
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(fd, 0, CAPACITY)
-    else:
-        os.write(fd, bytes(CAPACITY))
+    except (AttributeError, OSError) as error:  # not on macOS or Windows, nor on every file system
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        if os.write(fd, bytes(CAPACITY)) < CAPACITY:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         os.lseek(fd, 0, os.SEEK_SET)
 
 
@@ -206,9 +266,8 @@ def read(path: Path, owner: int) -> RunFile:
     Raises InvalidRunFile for anything else than a well-formed regular file of bounded size, and OSError
     (FileNotFoundError when it has just been removed).
     """
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
-        fd = os.open(path, flags)
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _OPEN_FLAGS)
     except OSError as error:
         if path.is_symlink():
             raise InvalidRunFile("symlink", str(path)) from error
@@ -224,16 +283,25 @@ def read(path: Path, owner: int) -> RunFile:
         data = os.read(fd, _HEADER.size)
         if len(data) == _HEADER.size:
             data += os.read(fd, min(_HEADER.unpack(data)[2], _MAX_SIZE))
-        holder = _lock_holder(fd)
+        holder = _lock_holder(fd, data)
     finally:
         os.close(fd)
     return _parse(path, data, holder)
 
 
-def _lock_holder(fd: int) -> int | None:
-    """The process that holds the file's lock, None when it is dead, 0 when it is in a PID namespace out of sight."""
-    if fcntl is None or not sys.platform.startswith("linux"):
+def _lock_holder(fd: int, data: bytes) -> int | None:
+    """The process that holds the file's lock, None when it is dead, 0 when there is one that cannot be told.
+
+    That is so in a PID namespace out of sight, and on Windows always.
+    """
+    if fcntl is None:
         return 0
+    if not sys.platform.startswith("linux"):  # struct flock differs from system to system
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return int(_HEADER.unpack_from(data)[4]) if len(data) >= _HEADER.size else 0
+        return None
     query = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
     kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, query))
     return None if kind == fcntl.F_UNLCK else int(pid)
@@ -253,7 +321,8 @@ def _parse(path: Path, data: bytes, holder: int | None) -> RunFile:
     offset = _HEADER.size
     while offset < committed:
         sample, offset = _parse_entry(path, data, offset, committed)
-        samples.append(sample)
+        if data[offset - 8 : offset] != _RETIRED_BITS:
+            samples.append(sample)
     if not samples or samples[0].name != "identity":
         raise InvalidRunFile("malformed", f"{path} does not tell its run")
     about = dict(samples[0].labels)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from time import perf_counter
 from typing import Any, Final
 
-from trainvitals import endings, rundir
+from trainvitals import endings, imports, rundir
+from trainvitals.options import NO_OPTIONS, Options
 from trainvitals.runfile import Identity, RunFileFull, RunFileWriter
 
 RUN_ID: Final = "TRAINVITALS_RUN_ID"
-RUN_NAME: Final = "TRAINVITALS_RUN_NAME"
 # One error may be a rare case; a hook that keeps failing would only cost the training time.
 _GIVE_UP_AFTER: Final = 10
 
@@ -29,18 +30,33 @@ class Run:
     run_id: str
     name: str
     directory: Path
+    options: Options = NO_OPTIONS
 
     @classmethod
-    def from_environment(cls, name: str | None = None) -> Run:
-        """The run that this process was started in, or else a new one."""
+    def from_environment(cls, **given: Any) -> Run:
+        """The run that this process was started in, or else a new one with the options `given` that are not None.
+
+        Raises ValueError for an unusable one of these; one in the environment is told of on stderr.
+        """
         script = Path(sys.argv[0] if sys.argv else "").stem or "python"
-        if os.environ.get(RUN_ID):
-            return cls(os.environ[RUN_ID], os.environ.get(RUN_NAME) or name or script, rundir.own())
-        return cls(new_run_id(), name or script, rundir.own())
+        run_id = os.environ.get(RUN_ID)
+        if run_id:  # its name, its labels and where its files lie are decided
+            given = {name: value for name, value in given.items() if name in ("overhead", "off")}
+        options = Options.read(os.environ, given, lambda error: imports.tell(f"{error}; going by the default"))
+        return cls(run_id or new_run_id(), options.name or script, options.run_dir or rundir.own(), options)
 
     def to_environment(self) -> dict[str, str]:
         """The variables by which the processes that this one starts join the run."""
-        return {RUN_ID: self.run_id, RUN_NAME: self.name, rundir.ENVIRONMENT: str(self.directory)}
+        options = dataclasses.replace(self.options, name=self.name, run_dir=self.directory)
+        return {RUN_ID: self.run_id, **options.to_environment()}
+
+    def create_file(self, kind: str, script: str) -> RunFileWriter:
+        """Make the run file of this process. Raises RunDirError, OSError."""
+        rundir.prepare(self.directory)
+        writer = RunFileWriter(self.directory, Identity(self.run_id, self.name, kind, script))
+        for name, value in self.options.labels:
+            writer.set("trainvitals_run_label_info", 1.0, label=name, value=value)
+        return writer
 
 
 def new_run_id() -> str:
@@ -55,12 +71,14 @@ class Session:
         self.run = run
         self.active = True
         self.hook_seconds = 0.0
+        # The share of the training's time that the hooks may take.
+        self.overhead = run.options.overhead
         self.writer: RunFileWriter | None = None
         self.training_thread: int | None = None
         self.on_armed: list[Callable[[RunFileWriter], None]] = []
         self._endings = endings.Watch()
         self._armed = False
-        self._errors: Counter[str] = Counter()
+        self._errors: dict[str, int] = {}
 
     def start(self) -> None:
         """Begin to watch how the process ends."""
@@ -71,19 +89,22 @@ class Session:
         if self._armed:
             return self.writer
         self._armed = True
-        self.training_thread = threading.get_ident()
+        self.training_thread = get_ident()
         self.writer = self._create("rank")
         self._endings.watch_signals()
         if self.writer is not None:
             endings.record_state(self.writer, "running")
             self.writer.slot("trainvitals_series_dropped_total", reason="run_file_full")  # there is room for it now
+            for hook, errors in self._errors.items():  # from before there was a file to count them in
+                if errors:
+                    self.writer.set("trainvitals_hook_errors_total", float(errors), hook=hook)
             for action in self.on_armed:
-                action(self.writer)
+                self.guarded("armed", lambda now, action=action: action(self.writer))()
         return self.writer
 
     def on_training_thread(self) -> bool:
         """Whether the calling thread is the one that trains. A thread that takes over from an ended one is."""
-        current = threading.get_ident()
+        current = get_ident()
         if self.training_thread is None or self.training_thread == current:
             return True
         if all(thread.ident != self.training_thread for thread in threading.enumerate()):
@@ -98,21 +119,24 @@ class Session:
         is called no more.
         """
         errors = self._errors
+        errors.setdefault(name, 0)
 
         def hook(*args: Any, **kwargs: Any) -> Any:
-            if not self.active or errors[name] >= _GIVE_UP_AFTER:
+            if errors[name] >= _GIVE_UP_AFTER or not self.active:
                 return None
-            start = perf_counter()
+            before, start = self.hook_seconds, perf_counter()
             try:
-                if any_thread or self.on_training_thread():
+                if any_thread or self.training_thread == get_ident() or self.on_training_thread():
                     return function(start, *args, **kwargs)
             except RunFileFull:
                 self._count("trainvitals_series_dropped_total", reason="run_file_full")
-            except Exception:
+            except Exception as error:
+                if endings.raised_by_signal_handler(error):
+                    raise
                 errors[name] += 1
                 self._count("trainvitals_hook_errors_total", hook=name)
             finally:
-                self.hook_seconds += perf_counter() - start
+                self.hook_seconds = before + perf_counter() - start  # a hook may have called another one
             return None
 
         return hook
@@ -133,8 +157,10 @@ class Session:
     def abandon(self) -> None:
         """Let go without a trace: after a fork, the file and the signals are the parent's."""
         self.active = False
-        self.writer = None
+        writer, self.writer = self.writer, None
         self._endings.uninstall()
+        if writer is not None:
+            writer.abandon()
 
     def _note_exception(self, end: endings.End) -> None:
         """An uncaught exception ends a process that trains nothing, such as the one that waits for mp.spawn's ranks."""
@@ -147,10 +173,9 @@ class Session:
     def _create(self, kind: str) -> RunFileWriter | None:
         script = Path(sys.argv[0] if sys.argv else "").name
         try:
-            rundir.prepare(self.run.directory)
-            return RunFileWriter(self.run.directory, Identity(self.run.run_id, self.run.name, kind, script))
+            return self.run.create_file(kind, script)
         except (OSError, rundir.RunDirError) as error:
-            sys.stderr.write(f"trainvitals: this process is not being recorded: {error}\n")
+            imports.tell(f"this process is not being recorded: {error}")
             return None
 
     def _count(self, name: str, **labels: str) -> None:

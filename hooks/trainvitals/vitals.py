@@ -9,45 +9,104 @@ from __future__ import annotations
 
 import bisect
 import math
+import sys
 import time
 import weakref
-from collections.abc import Callable
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 from trainvitals import catalogue
 from trainvitals.baselines import Baseline, RollingExtreme
 from trainvitals.runfile import RunFileWriter
 from trainvitals.session import Session
 
-DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER, OTHER = range(len(catalogue.PHASES))
+DATA_WAIT, TRANSFER, FORWARD, BACKWARD, OPTIMIZER, CHECKPOINT, OTHER = range(len(catalogue.PHASES))
 
 # Several updates on one batch (a critic's) are one iteration; this many without a fetch mean that the loader is not the
 # clock of this loop (all batches were fetched beforehand, say).
 _STEPS_WITHOUT_FETCH: Final = 64
+# So many fetched batches are remembered until they are trained on.
+_MAX_AHEAD: Final = 256
 # A gradient norm of over ten times the usual is what clipping and warm-up are meant to prevent; single ones happen on
-# healthy runs, so rules look at how many there are.
+# healthy runs, so rules look at how many there are. Where norms by nature vary as widely as that, they also have to be
+# as far out as six standard deviations, of their logarithms.
 _EXPLOSION_FACTOR: Final = 10.0
-_VANISHING_FACTOR: Final = 1e-3
+_VANISHING_FACTOR: Final = 1000.0
+_DEVIATIONS: Final = 6
+_WIDEST: Final = 1e6
+# What has left the usual is back only when it is this much nearer, so that one episode is not seen as many.
+_HYSTERESIS: Final = 2.0
 _LOSS_SPIKE_FACTOR: Final = 1000.0
 # Losses around zero would otherwise turn their noise into spikes.
 _LOSS_FLOOR: Final = 1e-3
 _MAX_SCALARS: Final = 200
+# What an event leaves to be done is done this often, for all of them together: cold caches make single work dear.
+_COMMIT_SECONDS: Final = 0.05
+_SETTLE_AT: Final = 16
+_ANY: Final = sys.float_info.max
+_RATE_WINDOW_SECONDS: Final = 10
+
+
+class Batch(NamedTuple):
+    """A fetched batch: its `number` in this pass over the data, from 0; where known, the dataset's `indices` in it, and
+    how many `samples` it has.
+    """
+
+    number: int
+    indices: Sequence[Any] | None = None
+    samples: int | None = None
+
+
+class Moment(NamedTuple):
+    """When a step was made: seconds of perf_counter(), iterations and epochs before it, and its batch."""
+
+    now: float
+    iteration: int
+    epoch: int
+    batch: Batch | None
+
+
+class Anomaly(NamedTuple):
+    """A loss or gradient norm (`name`) that is not normal for its optimizer; `usual` is the median.
+
+    `evidence` returns what the instrument that measured the value knows about it; it has to be asked at once.
+    """
+
+    optimizer: str
+    name: str
+    kind: str
+    value: float
+    usual: float | None
+    moment: Moment
+    evidence: Callable[[], Any] | None
 
 
 class OptimizerVitals:
-    """What is known of one optimizer. `label` is its place in the order of first steps."""
+    """What is known of one optimizer. `label` is its place in the order of first steps.
 
-    def __init__(self, writer: RunFileWriter, label: str, class_name: str, parameters: int) -> None:
+    Each value is judged at once against limits; the rest of the work on it waits for `settle()`, because it is several
+    times cheaper for many values at a time.
+    """
+
+    def __init__(self, writer: RunFileWriter, label: str, class_name: str, parameters: int, core: Vitals) -> None:
         self._writer = writer
         self._values = writer.values
         self._label = label
+        self._core = core
+        self._losses: list[float] = []
         self._loss_baseline = Baseline()
+        self._loss_limit = _ANY
+        self._norms: list[float] = []
         self._norm_baseline = Baseline()
+        self._norm_limits = (-_ANY, _ANY)
         self._norm_max = RollingExtreme()
+        self._norm_state = ""
+        self._gauges: dict[str, tuple[int, float]] = {}
         self._learning_rates: dict[int, int] = {}
         self._steps = writer.slot("trainvitals_optimizer_steps_total", optimizer=label)
+        self._measured = writer.slot("trainvitals_gradient_norm_measured_steps_total", optimizer=label)
         self._skipped: int | None = None
-        self._slots: dict[str, int] = {}
         self._anomalies = {
             (name, kind): writer.slot(f"trainvitals_{name}_anomalies_total", optimizer=label, kind=kind)
             for name, kinds in (("loss", catalogue.LOSS_ANOMALIES), ("gradient", catalogue.GRADIENT_ANOMALIES))
@@ -66,6 +125,14 @@ class OptimizerVitals:
             self._skipped = self._writer.slot("trainvitals_amp_skipped_steps_total", optimizer=self._label)
         self._values[self._skipped] += 1
 
+    def accumulated(self, iterations: int) -> None:
+        """So many training batches made the gradients of the step."""
+        self._put("trainvitals_gradient_accumulation_iterations", iterations)
+
+    def measured_every(self, steps: int) -> None:
+        """The gradient norm is measured at one of so many steps."""
+        self._put("trainvitals_gradient_norm_interval_steps", steps)
+
     def learning_rate(self, group: int, value: float) -> None:
         """The learning rate of the parameter group number `group`."""
         slot = self._learning_rates.get(group)
@@ -74,40 +141,105 @@ class OptimizerVitals:
             slot = self._learning_rates[group] = self._writer.slot("trainvitals_learning_rate", value, **labels)
         self._values[slot] = value
 
-    def loss(self, value: float) -> None:
+    def loss(self, value: float, moment: Moment) -> None:
         """The loss of a step, also of a skipped one."""
-        self._put("trainvitals_loss", value)
-        usual = self._loss_baseline.median
-        if not math.isfinite(value):
-            self._anomaly("loss", "nonfinite")
-        elif usual is not None and abs(value) > _LOSS_SPIKE_FACTOR * max(usual, _LOSS_FLOOR):
-            self._anomaly("loss", "spike")
-        self._loss_baseline.add(abs(value))
+        self._losses.append(value)
+        if not -self._loss_limit <= value <= self._loss_limit:
+            kind = "spike" if math.isfinite(value) else "nonfinite"
+            self._anomaly("loss", kind, value, self._loss_baseline.median, moment)
+        if len(self._losses) >= _SETTLE_AT:
+            self.settle(moment.now)
 
-    def gradient_norm(self, now: float, value: float) -> None:
-        """The gradient norm of a step; `now` in seconds of a monotonic clock."""
-        usual = self._norm_baseline.median
-        if not math.isfinite(value):
-            self._anomaly("gradient", "nonfinite")
-        elif usual and value > _EXPLOSION_FACTOR * usual:
-            self._anomaly("gradient", "explosion")
-        elif usual is not None and value < _VANISHING_FACTOR * usual:
-            self._anomaly("gradient", "vanishing")
-        self._norm_baseline.add(value)
-        largest = self._norm_max.add(now, value)
-        self._put("trainvitals_gradient_norm", value)
-        self._put("trainvitals_gradient_norm_max", largest)
-        if usual is not None:
-            self._put("trainvitals_gradient_norm_baseline", usual)
+    def gradient_norm(self, value: float, moment: Moment, evidence: Callable[[], Any]) -> None:
+        """The gradient norm of a step; what `evidence` returns goes to whoever looks into an anomaly."""
+        self._norms.append(value)
+        low, high = self._norm_limits
+        if self._norm_state or not low <= value <= high:
+            self._norm_state = self._judge(value)
+            if self._norm_state:
+                usual = self._norm_baseline.median
+                self._anomaly("gradient", self._norm_state, value, usual, moment, evidence)
+        if len(self._norms) >= _SETTLE_AT:
+            self.settle(moment.now)
+
+    def settle(self, now: float) -> None:
+        """Do what is left to do on the values since the last time."""
+        if self._losses:
+            self._put("trainvitals_loss", self._losses[-1])
+            self._loss_baseline.add(map(abs, self._losses))
+            if self._loss_baseline.median is not None:
+                self._loss_limit = _LOSS_SPIKE_FACTOR * max(self._loss_baseline.median, _LOSS_FLOOR)
+            self._losses.clear()
+        if self._norms:
+            self._values[self._measured] += len(self._norms)
+            self._put("trainvitals_gradient_norm", self._norms[-1])
+            self._put("trainvitals_gradient_norm_max", self._norm_max.add(now, _largest(self._norms)))
+            self._norm_baseline.add(self._norms)
+            self._norms.clear()
+            self._limit_norms()
+
+    def _limit_norms(self) -> None:
+        usual, spread = self._norm_baseline.median, self._norm_baseline.spread
+        if usual is None or spread is None:
+            return
+        self._put("trainvitals_gradient_norm_baseline", usual)
+        far = min(spread, _WIDEST) ** _DEVIATIONS
+        # Where all is 0 so far, whatever comes is no explosion.
+        high = usual * max(_EXPLOSION_FACTOR, far) if usual else _ANY
+        self._norm_limits = (usual / max(_VANISHING_FACTOR, far), high)
+
+    def _judge(self, norm: float) -> str:
+        """The kind of anomaly that a gradient norm is, or "" when it is normal."""
+        low, high = self._norm_limits
+        if not math.isfinite(norm):
+            return "nonfinite"
+        if norm > (high / _HYSTERESIS if self._norm_state == "explosion" else high):
+            return "explosion"
+        if norm < (low * _HYSTERESIS if self._norm_state == "vanishing" else low):
+            return "vanishing"
+        return ""
 
     def _put(self, name: str, value: float) -> None:
-        slot = self._slots.get(name)
+        slot, last = self._gauges.get(name, (None, None))
         if slot is None:
-            slot = self._slots[name] = self._writer.slot(name, value, optimizer=self._label)
-        self._values[slot] = value
+            slot = self._writer.slot(name, value, optimizer=self._label)
+        if value != last:
+            self._gauges[name] = (slot, value)
+            self._values[slot] = value
 
-    def _anomaly(self, name: str, kind: str) -> None:
+    def _anomaly(
+        self,
+        name: str,
+        kind: str,
+        value: float,
+        usual: float | None,
+        moment: Moment,
+        evidence: Callable[[], Any] | None = None,
+    ) -> None:
         self._values[self._anomalies[name, kind]] += 1
+        anomaly = Anomaly(self._label, name, kind, value, usual, moment, evidence)
+        for action in self._core.on_anomaly:
+            action(anomaly)
+
+
+def _largest(values: list[float]) -> float:
+    """The largest value, NaN only where there is nothing else: max() of a list with NaN depends on the order."""
+    return max((value for value in values if value == value), default=math.nan)
+
+
+class _Histogram:
+    """A histogram in the run file, with the buckets of the catalogue."""
+
+    def __init__(self, writer: RunFileWriter, name: str) -> None:
+        self._values = writer.values
+        bounds = [*map(str, catalogue.SECONDS_BUCKETS), "+Inf"]
+        self._buckets = [writer.slot(f"{name}_bucket", le=bound) for bound in bounds]
+        self._sum = writer.slot(f"{name}_sum")
+
+    def observe(self, durations: Iterable[float]) -> None:
+        for seconds in durations:
+            self._values[self._buckets[bisect.bisect_left(catalogue.SECONDS_BUCKETS, seconds)]] += 1
+            self._values[self._sum] += seconds
 
 
 class Vitals:
@@ -120,97 +252,216 @@ class Vitals:
         self._mark: float | None = None
         self._boundary: float | None = None
         self._pending = [0.0] * len(catalogue.PHASES)
+        self._kept = self._pending.copy()
+        self._commit_due = 0.0
+        self._slow = True  # until an iteration was seen that is not
+        self._last_end = 0.0
         self._trained = False
         self._fetches = False
+        self._iterations_due: list[float] = []
+        self._waits_due: list[float] = []
+        self._samples = 0
         self._asked: set[int] = set()
+        self._leader: weakref.ref[Any] | None = None
+        self._following = False
+        self._passes_trained: weakref.ref[Any] | None = None
         self._steps_since_fetch = 0
+        # batches not yet trained on; how many were fetched since the last backward; who is asked for several at once
+        self._ahead: deque[Batch] = deque(maxlen=_MAX_AHEAD)
+        self._fetched_at_once = 0
+        self._groups: weakref.ref[Any] | None = None
+        self._pass_ended = False
+        self._backwards = 0
+        self._backwards_per_fetch = 0
+        self._stepped = False
+        self._iterations_without_step = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS + 1)
         self._optimizers: dict[int, tuple[weakref.ref[Any], OptimizerVitals]] = {}
         self._labels: list[tuple[weakref.ref[Any], tuple[str, int]]] = []
         self._first_optimizer: weakref.ref[Any] | None = None
         self._scalars: dict[str, int] = {}
+        # training batches and passes over the data that are done
+        self.iterations = 0
+        self.epoch = 0
+        # whether a loader is at work on this thread right now
+        self.fetching = False
+        # what the newest fetch for training gave
+        self.batch: Batch | None = None
+        # the epoch that the loader's sampler has been told, set by the DataLoader's instrument
+        self.epoch_of_sampler: Callable[[], int] = lambda: 0
         # reads a tensor without a sync; set by the torch instruments
         self.read_tensor: Callable[[Any], Any]
         self.on_training_fetch: list[Callable[[RunFileWriter], None]] = []
         self.on_iteration: list[Callable[[float, RunFileWriter], None]] = []
+        # once a second or less, at an iteration's end
+        self.on_second: list[Callable[[float, RunFileWriter], None]] = []
+        self.on_epoch: list[Callable[[float, RunFileWriter], None]] = []
+        self.on_anomaly: list[Callable[[Anomaly], None]] = []
+        self.on_finish: list[Callable[[], None]] = []
+        # told of each phase that has just ended, by its number
+        self.on_phase: Callable[[int], None] | None = None
         session.on_armed.append(self._armed)
 
     def _armed(self, writer: RunFileWriter) -> None:
         self._writer, self._values = writer, writer.values
         self._phases = [writer.slot("trainvitals_phase_seconds_total", phase=phase) for phase in catalogue.PHASES]
         self._iterations = writer.slot("trainvitals_iterations_total")
+        self._epoch = writer.slot("trainvitals_epoch")
         self._heartbeat = writer.slot("trainvitals_heartbeat_timestamp_seconds", time.time())
         self._hook_seconds = writer.slot("trainvitals_hook_seconds_total")
-        self._seconds_sum = writer.slot("trainvitals_iteration_seconds_sum")
-        bounds = [*map(str, catalogue.ITERATION_SECONDS_BUCKETS), "+Inf"]
-        self._buckets = [writer.slot("trainvitals_iteration_seconds_bucket", le=bound) for bound in bounds]
+        writer.set("trainvitals_hook_share_limit_ratio", self._session.overhead)
+        self._iteration_seconds = _Histogram(writer, "trainvitals_iteration_seconds")
+        self._batch_wait: _Histogram | None = None
         self._last_iteration: int | None = None
 
-    def fetch_begins(self, now: float, loader: int) -> None:
-        """The loop asks a DataLoader, known by this number, for a batch.
-
-        Of another loader than before, it belongs to the same iteration; asked again, the last batch was for evaluation.
-        """
-        self._to(now, OTHER)
-        if self._trained:
-            self._iteration_ends(now)
-        elif loader in self._asked:
-            self._set_aside()
-        elif self._asked:
-            self._asked.add(loader)
-            return
-        self._fetches = True
-        self._steps_since_fetch = 0
-        self._asked = {loader}
-        self._boundary = now
-
-    def fetch_ends(self, now: float, *, batch: bool) -> None:
-        """The fetch is over: with a batch, or with the end of the data or an error."""
-        self._to(now, DATA_WAIT)
-        if not batch:
-            self._set_aside()
-            self._asked.clear()
+    def alive(self) -> None:
+        """A sign of life."""
         if self._writer is not None:
             self._values[self._heartbeat] = time.time()
+
+    def passed(self, now: float, phase: int) -> None:
+        """The time since the last event belongs to this phase."""
+        if self._mark is not None:
+            self._pending[phase] += now - self._mark
+        self._mark = now
+        if self.on_phase is not None:
+            self.on_phase(phase)
+
+    def fetch_begins(self, now: float, iterator: Any) -> None:
+        """The loop asks a DataLoader's iterator for a batch.
+
+        Of another iterator than before, it belongs to the same iteration; asked again, the last batch was for
+        evaluation. The first that is asked leads: its passes are epochs, its batches have samples.
+        """
+        self.passed(now, OTHER)
+        self.fetching = True
+        key = id(iterator)
+        if self._trained:
+            self._backwards_per_fetch = self._backwards
+            self._iteration_ends(now)
+            self._fetched_at_once = 0
+            if len(self._ahead) > 1:  # one is in hand while another is trained on; more were skipped
+                self._ahead.clear()
+        elif key in self._asked:
+            if self._groups is None or self._groups is not self._leader:
+                self._set_aside()
+                if self._ahead and self._passes_trained is self._leader:  # the batch in its turn was skipped
+                    self._ahead.popleft()
+        elif self._asked and (self._passes_trained is None or self._passes_trained() is not iterator):
+            self._asked.add(key)
+            self._following = True
+            return
+        self._fetches = True
+        self._following = False
+        self._steps_since_fetch = 0
+        self._asked = {key}
+        self._pass_ended = False
+        if self._leader is None or self._leader() is not iterator:
+            self._leader = weakref.ref(iterator)
+            self._ahead.clear()
+            self._fetched_at_once = 0
+        self._boundary = now
+
+    def fetch_ends(self, now: float, batch: Batch | None) -> None:
+        """The fetch is over: with a batch, or (None) with the end of the data or an error."""
+        self.passed(now, DATA_WAIT)
+        self.fetching = False
+        if batch is None:
+            self._set_aside()
+            self._asked.clear()
+            self._pass_ended = True
+            if not self._following and self._passes_trained is not None and self._passes_trained is self._leader:
+                self._pass_ends(now)
+        elif not self._following:
+            if batch.number == 0:  # a new pass, maybe after one that was broken off
+                self._ahead.clear()
+                self._passes_trained = None
+            self._ahead.append(batch)
+            self._fetched_at_once += 1
+        self.alive()
 
     def backward_begins(self, now: float) -> None:
         """A backward begins; the time before it was a forward."""
         if self._writer is None and self._session.arm() is None:
             return
-        self._to(now, FORWARD)
+        if self._trained and self._mark is not None and self._on_another_batch():
+            self._iteration_ends(self._mark)
+            self._boundary = self._mark
+        self.passed(now, FORWARD)
+
+    def _on_another_batch(self) -> bool:
+        """Whether a backward that begins within an iteration is that of another batch, fetched together with this one.
+
+        So it is where a step's batches are all fetched before its backwards. Once the loader has come to its end, what
+        trains on goes over batches that were kept: as many backwards to a batch as there were before.
+        """
+        if self._pass_ended and self._backwards_per_fetch:
+            return self._backwards >= self._backwards_per_fetch
+        if self._fetched_at_once < 2 or not self._ahead or self._stepped:
+            return False
+        self._groups = self._leader
+        self._backwards_per_fetch = self._backwards
+        return True
 
     def backward_ends(self, now: float) -> None:
         """A backward has ended. The first of an iteration shows that its batch is for training."""
         if self._writer is None:
             return
-        self._to(now, BACKWARD)
-        self._values[self._heartbeat] = time.time()
+        self.passed(now, BACKWARD)
+        self._backwards += 1
         if not self._trained:
             self._trained = True
             if self._fetches:
-                for action in self.on_training_fetch:
-                    action(self._writer)
-        self._commit()
+                self._fetched_for_training(self._writer)
+        if now >= self._commit_due:
+            self._commit(now)
 
     def step_begins(self, now: float) -> None:
         """An optimizer's step begins."""
         if self._writer is not None or self._session.arm() is not None:
-            self._to(now, OTHER)
+            self.passed(now, OTHER)
 
     def step_ends(self, now: float, optimizer: object) -> None:
         """An optimizer's step has ended, or was skipped."""
         if self._writer is None:
             return
-        self._to(now, OPTIMIZER)
-        self._commit()
-        self._values[self._heartbeat] = time.time()
+        self.passed(now, OPTIMIZER)
+        self._stepped = True
+        if self._slow or now >= self._commit_due:
+            self._commit(now)
         if self._first_optimizer is None or self._first_optimizer() is None:
             self._first_optimizer = weakref.ref(optimizer)
         if self._first_optimizer() is not optimizer:
             return
         self._steps_since_fetch += 1
-        if not self._fetches or self._steps_since_fetch > _STEPS_WITHOUT_FETCH:
+        without_fetches = not self._fetches or (self._pass_ended and not self._backwards_per_fetch)
+        if without_fetches or self._steps_since_fetch > _STEPS_WITHOUT_FETCH:
             self._iteration_ends(now)
             self._boundary = now
+
+    @property
+    def leader(self) -> Any:
+        """The iterator that the newest batch came from; None once it is gone."""
+        return self._leader() if self._leader is not None else None
+
+    @property
+    def batches_trained(self) -> int:
+        """Training batches so far, with one whose iteration has not ended yet."""
+        return self.iterations + self._trained
+
+    def moment(self, now: float) -> Moment:
+        """What a value that is measured now belongs to."""
+        return Moment(now, self.iterations, self.epoch, self.batch)
+
+    @property
+    def iteration_began(self) -> float:
+        """When the newest iteration began, or the fetch that may become one; by perf_counter(), 0 before the first."""
+        return self._boundary or 0.0
+
+    @property
+    def accumulated(self) -> int | None:
+        """Iterations whose gradients a step that ends now uses; None where there are no fetches to count."""
+        return self._iterations_without_step + 1 if self._fetches else None
 
     def optimizer(self, optimizer: Any, describe: Callable[[Any], tuple[str, int]]) -> OptimizerVitals | None:
         """The vitals of this optimizer, made at its first step; `describe` gives its class's name and its parameters.
@@ -228,7 +479,7 @@ class Vitals:
         free = (place for place, (earlier, like) in enumerate(self._labels) if earlier() is None and like == about)
         place = next(free, len(self._labels))
         self._labels[place : place + 1] = [(reference, about)]
-        vitals = OptimizerVitals(self._writer, str(place), *about)
+        vitals = OptimizerVitals(self._writer, str(place), *about, self)
         self._optimizers = {key: value for key, value in self._optimizers.items() if value[0]() is not None}
         self._optimizers[id(optimizer)] = (reference, vitals)
         return vitals
@@ -250,40 +501,101 @@ class Vitals:
         if self._writer is None or self._mark is None:
             return
         if self._trained and self._fetches:
-            self._iteration_ends(self._mark, ago=now - self._mark)
-        self._to(now, OTHER)
+            self._iteration_ends(self._mark)
+        self.passed(now, OTHER)
         self._set_aside()
-        self._commit()
+        self._commit(now)
+        for action in self.on_finish:
+            action()
 
-    def _to(self, now: float, phase: int) -> None:
-        if self._mark is not None:
-            self._pending[phase] += now - self._mark
-        self._mark = now
+    def _fetched_for_training(self, writer: RunFileWriter) -> None:
+        self._waits_due.append(self._pending[DATA_WAIT] - self._kept[DATA_WAIT])
+        self._passes_trained = self._leader
+        self.batch = self._ahead.popleft() if self._ahead else None
+        for action in self.on_training_fetch:
+            action(writer)
+        if self.batch is not None:
+            self._samples += self.batch.samples or 0
+
+    def _pass_ends(self, now: float) -> None:
+        self._passes_trained = None
+        self.epoch += 1
+        if self._writer is not None:
+            self._tell_epoch()
+            for action in self.on_epoch:
+                action(now, self._writer)
+
+    def _tell_epoch(self) -> None:
+        self._values[self._epoch] = max(self.epoch, self.epoch_of_sampler())
 
     def _set_aside(self) -> None:
-        self._pending[:] = [0.0, 0.0, 0.0, 0.0, sum(self._pending)]
+        """What came after the last iteration's end was evaluation, say; saving is still saving."""
+        pending, kept = self._pending, self._kept
+        saving = pending[CHECKPOINT]
+        aside = sum(pending) - sum(kept) - (saving - kept[CHECKPOINT])
+        pending[:] = kept
+        pending[CHECKPOINT] = saving
+        pending[OTHER] += aside
 
-    def _commit(self) -> None:
+    def _commit(self, now: float) -> None:
+        """Write down all that is known."""
+        assert self._writer is not None  # noqa: S101 (the callers have looked)
         pending, values = self._pending, self._values
         for phase, slot in enumerate(self._phases):
-            if pending[phase]:
-                values[slot] += pending[phase]
-                pending[phase] = 0.0
+            values[slot] += pending[phase]
+        pending[:] = [0.0] * len(pending)
+        self._kept[:] = pending
+        self._commit_due = now + _COMMIT_SECONDS
+        values[self._heartbeat] = time.time()
+        values[self._hook_seconds] = self._session.hook_seconds
+        if self.iterations:
+            values[self._iterations] = self.iterations
+            self._iteration_seconds.observe(self._iterations_due)
+            self._iterations_due.clear()
+            if self._last_iteration is None:
+                self._last_iteration = self._writer.slot("trainvitals_last_iteration_timestamp_seconds")
+            values[self._last_iteration] = time.time() - (now - self._last_end)
+        if self._waits_due:
+            self._tell_fetches(self._writer)
+        for _, vitals in self._optimizers.values():
+            vitals.settle(now)
 
-    def _iteration_ends(self, now: float, ago: float = 0.0) -> None:
+    def _tell_fetches(self, writer: RunFileWriter) -> None:
+        if self._batch_wait is None:
+            self._batch_wait = _Histogram(writer, "trainvitals_batch_wait_seconds")
+        self._batch_wait.observe(self._waits_due)
+        self._waits_due.clear()
+        if self._samples:
+            writer.set("trainvitals_samples_total", self._samples)
+
+    def _iteration_ends(self, now: float) -> None:
         if self._writer is None:
             return
-        self._commit()
-        values = self._values
-        values[self._iterations] += 1
+        self.iterations += 1
         self._trained = False
+        self._backwards = 0
+        self._kept[:] = self._pending
+        self._iterations_without_step = 0 if self._stepped else self._iterations_without_step + 1
+        self._stepped = False
+        self._last_end = now
         if self._boundary is not None:
-            seconds = now - self._boundary
-            values[self._buckets[bisect.bisect_left(catalogue.ITERATION_SECONDS_BUCKETS, seconds)]] += 1
-            values[self._seconds_sum] += seconds
-        if self._last_iteration is None:
-            self._last_iteration = self._writer.slot("trainvitals_last_iteration_timestamp_seconds")
-        values[self._last_iteration] = time.time() - ago
-        values[self._hook_seconds] = self._session.hook_seconds
+            self._iterations_due.append(now - self._boundary)
+            self._slow = now - self._boundary > _COMMIT_SECONDS
         for action in self.on_iteration:
             action(now, self._writer)
+        if self._slow or now >= self._commit_due:
+            self._commit(now)
+        if not self._recent or now - self._recent[-1][0] >= 1:
+            self._second_passes(now, self._writer)
+
+    def _second_passes(self, now: float, writer: RunFileWriter) -> None:
+        recent = self._recent
+        recent.append((now, self.iterations))
+        while len(recent) > 2 and now - recent[0][0] > _RATE_WINDOW_SECONDS:
+            recent.popleft()
+        if len(recent) > 1:
+            rate = (self.iterations - recent[0][1]) / (now - recent[0][0])
+            writer.set("trainvitals_iterations_per_second", rate)
+        self._tell_epoch()
+        for action in self.on_second:
+            action(now, writer)

@@ -37,12 +37,16 @@ def scrape(start_exporter: StartExporter, start_run_file: StartRunFile, run_dir:
     """Everything at once: a training rank that tells all it can, an ended run, a bad file, GPUs, the host."""
     rank = start_run_file("training", "rank", rank=0)
     for metric in catalogue.METRICS:
-        if metric.scope is catalogue.RANK and metric.type != "histogram":
+        if metric.scope is not catalogue.RANK:
+            continue
+        if metric.type != "histogram":
             rank.set(metric.name, 1, **dict.fromkeys(metric.labels, "x"))
-    for bound in catalogue.ITERATION_SECONDS_BUCKETS:
-        rank.set("trainvitals_iteration_seconds_bucket", 1, le=str(bound))
-    rank.set("trainvitals_iteration_seconds_sum", 1)
+            continue
+        for bound in catalogue.SECONDS_BUCKETS:
+            rank.set(f"{metric.name}_bucket", 1, le=str(bound))
+        rank.set(f"{metric.name}_sum", 1)
     ended = start_run_file("ended", "launcher").set_state("failed").set("trainvitals_run_exit_code", 1)
+    ended.set("trainvitals_run_label_info", 1, label="team", value="voice")
     ended.set("trainvitals_run_end_info", 1, signal="", exception="ValueError").end()
     (run_dir / "bad.rank.1.vitals").write_bytes(b"bad")
     exporter = start_exporter("--run-dir", str(run_dir), env={"LD_LIBRARY_PATH": str(fake_nvml)})

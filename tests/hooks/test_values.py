@@ -30,6 +30,7 @@ def loss_of(x, y, m=model):
 
 
 def train(launcher: Launcher, text: str) -> tuple[RunFile, dict[str, float]]:
+    launcher.environment["TRAINVITALS_OVERHEAD"] = "1"  # the norm of each step, however short
     result: Launched = launcher.python(PRELUDE + text)
     return result.rank, json.loads(result.stdout.splitlines()[-1])
 
@@ -94,7 +95,7 @@ print(json.dumps({"wall": time.perf_counter() - start}))
     recorded = phases(rank)
     assert sum(recorded.values()) == pytest.approx(true["wall"], rel=0.1)
     # what sleeps longest is largest: order, not seconds
-    assert sorted(recorded, key=recorded.__getitem__)[1:] == ["other", "forward", "data_wait", "backward"]
+    assert sorted(recorded, key=recorded.__getitem__)[3:] == ["other", "forward", "data_wait", "backward"]
 
 
 def test_gan_updates_on_one_batch_are_one_iteration(launcher: Launcher) -> None:

@@ -34,9 +34,7 @@ class Losses:
             self._scaled[id(result)] = (weakref.ref(result), loss.detach())
 
     def begin(self, now: float, roots: Any) -> bool:
-        """A backward from `roots` begins. Whether it is one to report the end of: Tensor.backward calls
-        autograd.backward, which is not another one.
-        """
+        """A backward from `roots` begins. Whether it is one to report the end of: one inside another is not."""
         if self._under_way:
             return False
         self.count += 1
@@ -59,7 +57,7 @@ class Losses:
         if not readable or root.numel() != 1:
             return None
         if not self._scaled:
-            return root.detach()  # type: ignore[no-any-return]  # it is a tensor
+            return root  # type: ignore[no-any-return]  # it is a tensor
         reference, loss = self._scaled.pop(id(root), (None, None))
         if reference is not None and reference() is root:
             return loss
@@ -69,7 +67,7 @@ class Losses:
 
 
 def install(context: Context, values: DeviceValues) -> Losses:
-    """Watch Tensor.backward and autograd.backward."""
+    """Watch torch.autograd.backward, which Tensor.backward calls too."""
     losses = Losses(context, values)
     begin = context.session.guarded("backward", losses.begin)
     end = context.session.guarded("backward", losses.end, any_thread=True)
@@ -85,6 +83,5 @@ def install(context: Context, values: DeviceValues) -> Losses:
 
         return backward
 
-    context.patches.wrap(torch.Tensor, "backward", make)
     context.patches.wrap(torch.autograd, "backward", make)
     return losses

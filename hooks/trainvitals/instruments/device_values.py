@@ -6,6 +6,7 @@ later iteration, once an event says that the copy is done; nothing ever waits fo
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,6 +22,14 @@ _IN_FLIGHT: Final = 256
 def capturing() -> bool:
     """Whether a CUDA graph is being captured: whatever is done then is replayed for ever, or breaks the capture."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]  # of torch
+
+
+@functools.lru_cache(maxsize=256)
+def holds_values(kind: type) -> bool:
+    """Whether tensors of this class are just that. Others decide themselves what an operator does: a DTensor's value
+    would need a collective, which could hang, and a FakeTensor has none.
+    """
+    return kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__ and not hasattr(kind, "to_local")  # type: ignore[attr-defined]  # of tensors only
 
 
 class Reading:
@@ -55,38 +64,79 @@ class DeviceValues:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._buffer: torch.Tensor | None = None
-        self._free: list[Any] = []
-        self._waiting: deque[tuple[Any, torch.Tensor, Reading]] = deque()
+        self._free: list[torch.Tensor] = []
+        # An event belongs to the device that it was first recorded on.
+        self._events: dict[torch.device, list[Any]] = {}
+        self._unsupported: set[str] = {"meta", "mps"}  # no values; no memory that a copy could go to unwatched
+        self._waiting: deque[tuple[torch.device, Any, torch.Tensor, Reading]] = deque()
         context.vitals.on_iteration.append(lambda now, writer: self.drain())
 
     def read(self, tensor: torch.Tensor) -> Reading:
-        """Begin to read a tensor of one element."""
-        if tensor.device.type == "cpu":
-            return Reading(float(tensor))
-        if capturing():
-            return Reading()
-        self.drain()
-        if tensor.device.type != "cuda" or not self._room():
-            self._count_dropped(tensor.device.type)
-            return Reading()
-        place = self._free.pop()
-        with torch.no_grad():
-            place.copy_(tensor.detach().reshape(()), non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # of torch
-        event.record(torch.cuda.current_stream(tensor.device))
-        reading = Reading()
-        self._waiting.append((event, place, reading))
-        return reading
+        """Begin to read a tensor of one real element. A value that cannot be had is left out and counted."""
+        if type(tensor) is torch.Tensor:
+            return self._read(tensor)
+        if not holds_values(type(tensor)):
+            return self._leave_out("no_value")
+        with torch._C.DisableTorchFunctionSubclass():  # what a subclass does when it is asked is not for us to cause
+            return self._read(tensor)
 
     def drain(self) -> None:
         """Deliver what has arrived."""
         waiting = self._waiting
         if not waiting or capturing():
             return
-        while waiting and waiting[0][0].query():
-            _, place, reading = waiting.popleft()
+        while waiting and waiting[0][1].query():
+            device, event, place, reading = waiting.popleft()
             self._free.append(place)
-            reading.arrive(float(place))
+            self._events[device].append(event)
+            reading.arrive(place.item())
+
+    def _read(self, tensor: torch.Tensor) -> Reading:
+        device = tensor.device
+        if device.type == "cpu":
+            try:
+                return Reading(float(tensor.item()))
+            except (RuntimeError, TypeError, ValueError):  # complex, sparse, many elements, inside of vmap
+                return self._leave_out("no_value")
+        if capturing():
+            return Reading()
+        self.drain()
+        if device.type in self._unsupported:
+            return self._leave_out("device_not_supported")
+        if not _can_be_copied(tensor):
+            return self._leave_out("no_value")
+        if not self._room():
+            return self._leave_out("device_behind")
+        return self._copy(tensor, device)
+
+    def _copy(self, tensor: torch.Tensor, device: torch.device) -> Reading:
+        events = self._events.setdefault(device, [])
+        event = events.pop() if events else self._new_event(device)
+        if event is None:
+            return self._leave_out("device_not_supported")
+        place = self._free.pop()
+        try:
+            with torch.no_grad():
+                place.copy_(tensor.detach().reshape(()), non_blocking=True)
+            event.record(_current_stream(device))
+        except BaseException:
+            self._free.append(place)
+            raise
+        reading = Reading()
+        self._waiting.append((device, event, place, reading))
+        return reading
+
+    def _new_event(self, device: torch.device) -> Any:
+        if device.type == "cuda":
+            return torch.cuda.Event()  # type: ignore[no-untyped-call]  # of torch
+        try:
+            event = torch.Event(device.type)
+            event.record(_current_stream(device))
+            event.query()
+        except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+            self._unsupported.add(device.type)
+            return None
+        return event
 
     def _room(self) -> bool:
         if self._buffer is None:
@@ -95,8 +145,23 @@ class DeviceValues:
                 self._free = list(self._buffer.unbind())
         return bool(self._free)
 
-    def _count_dropped(self, device: str) -> None:
+    def _leave_out(self, reason: str) -> Reading:
         writer = self._context.session.writer
         if writer is not None:
-            reason = "device_behind" if device == "cuda" else "device_not_supported"
             writer.values[writer.slot("trainvitals_series_dropped_total", reason=reason)] += 1
+        return Reading()
+
+
+def _can_be_copied(tensor: torch.Tensor) -> bool:
+    """Whether a plain copy of it to the host is its value: one real number, and not of a functorch transform."""
+    return (
+        tensor.layout is torch.strided
+        and not tensor.is_complex()
+        and not tensor.is_quantized
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and tensor.numel() == 1
+    )
+
+
+def _current_stream(device: torch.device) -> Any:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else torch.accelerator.current_stream(device)

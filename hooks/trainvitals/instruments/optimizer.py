@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch.optim import optimizer as torch_optimizer
 
+from trainvitals.governor import Governor
 from trainvitals.instruments import Context
 from trainvitals.instruments.backward import Losses
 from trainvitals.instruments.device_values import DeviceValues, Reading, capturing
-from trainvitals.vitals import OptimizerVitals
+from trainvitals.vitals import Moment, OptimizerVitals
 
 _MAX_GROUPS: Final = 64  # scripts with a group for each parameter have no use for as many curves
 _WIDE: Final = (torch.float32, torch.float64)
@@ -25,45 +27,75 @@ def parameters_of(optimizer: Any) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def gradient_norms(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """The 2-norm of each parameter's gradient, as tensors of no dimension on one device; empty without gradients.
+class ParameterNorms(NamedTuple):
+    """The 2-norms of these parameters' gradients, all on one device; `scale` is what they still are multiplied by."""
+
+    parameters: list[torch.Tensor]
+    norms: list[torch.Tensor]
+    scale: torch.Tensor | None
+
+
+def parameter_norms(optimizer: Any) -> ParameterNorms:
+    """The norm of each gradient that there is, as tensors of no dimension.
 
     Of a sharded gradient (DTensor) only the local shard counts: the whole would need a collective, which could hang.
     """
-    gradients = []
-    for parameter in parameters:
+    parameters, gradients = [], []
+    for parameter in parameters_of(optimizer):
         gradient = parameter.grad
-        if gradient is None:
-            continue
-        if type(gradient) is not torch.Tensor and hasattr(gradient, "to_local"):
-            gradient = gradient.to_local()
-        if gradient.is_sparse:
-            gradient = gradient.coalesce().values()
-        gradients.append(gradient)
-    if not gradients:
-        return []
-    # of several devices not the CPU: a copy to it would have to be waited for
-    device = next((g.device for g in gradients if g.device.type != "cpu"), gradients[0].device)
-    dtype = gradients[0].dtype
-    if dtype in _WIDE and all(g.device == device and g.dtype == dtype for g in gradients):
+        if gradient is not None:
+            parameters.append(parameter)
+            gradients.append(
+                gradient if type(gradient) is torch.Tensor and not gradient.is_sparse else _dense(gradient)
+            )
+    return ParameterNorms(parameters, _norms(gradients), getattr(optimizer, "grad_scale", None))
+
+
+def _dense(gradient: Any) -> torch.Tensor:
+    local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return local.coalesce().values() if local.is_sparse else local  # type: ignore[no-any-return]  # a tensor
+
+
+def _norms(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    kinds = {(gradient.dtype, gradient.device) for gradient in gradients}
+    if len(kinds) == 1 and gradients[0].dtype in _WIDE:
         return list(torch._foreach_norm(gradients))
+    # of several devices not the CPU: a copy to it would have to be waited for
+    device = next((device for _, device in kinds if device.type != "cpu"), torch.device("cpu"))
     # The squares of half-precision values would overflow.
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32 if g.dtype not in _WIDE else g.dtype) for g in gradients]
     return [norm.to(device, torch.float32, non_blocking=True) for norm in norms]
+
+
+class NormsOfParameters(NamedTuple):
+    """Evidence for an anomaly: the norm of each of these parameters' gradients, as floats or one tensor on a device."""
+
+    parameters: list[torch.Tensor]
+    norms: list[float] | torch.Tensor
+
+
+class _Norm(NamedTuple):
+    """A gradient norm on its way, and what it was made of."""
+
+    reading: Reading
+    evidence: Callable[[], NormsOfParameters | None]
 
 
 class Gradients:
     """Follows each optimizer from its gradients to its step."""
 
     def __init__(self, context: Context, values: DeviceValues, losses: Losses) -> None:
+        self._session = context.session
         self._vitals = context.vitals
         self._values = values
         self._losses = losses
+        self._governor = Governor(context.session.overhead)
         self._stepping: weakref.ref[Any] | None = None
         self._clipped_unknown: set[int] = set()
         self._seen: dict[int, tuple[Any, set[int]]] = {}
-        self._before_clipping: dict[int, tuple[int, Reading]] = {}
-        self._norms: dict[int, Reading | None] = {}
+        self._before_clipping: dict[int, tuple[int, _Norm]] = {}
+        self._norms: dict[int, _Norm | None] = {}
+        self._steps_to_go: dict[int, int] = {}
         self.stepped = False
 
     def step_begins(self, now: float, optimizer: Any) -> None:
@@ -83,8 +115,8 @@ class Gradients:
         key = id(optimizer)
         if key not in self._seen and not self._clipped_unknown.isdisjoint(map(id, parameters_of(optimizer))):
             return  # before its first step nobody knew whose parameters were clipped
-        _, reading = self._before_clipping.pop(key, (0, None))
-        self._norms[key] = self._read_norm(optimizer) if reading is None else reading
+        _, norm = self._before_clipping.pop(key, (0, None))
+        self._norms[key] = self._measure(optimizer) if norm is None and self._is_due(key) else norm
 
     def step_ends(self, now: float, optimizer: Any) -> None:
         """An optimizer has made its step, or, if it is fused, has been told by the GradScaler to skip it."""
@@ -92,25 +124,33 @@ class Gradients:
             return
         self._stepping = None
         self.stepped = True
-        norm = self._norms.pop(id(optimizer), None)
-        vitals = self._report(now, optimizer)
-        if vitals is None:
-            return
-        if getattr(optimizer, "found_inf", None) is not None and norm is not None:
-            norm.then(functools.partial(_fused_step, vitals, now))
-        else:
-            vitals.stepped()
-            if norm is not None:
-                norm.then(functools.partial(vitals.gradient_norm, now))
-        self._report_learning_rates(vitals, optimizer)
+        key = id(optimizer)
+        norm = self._norms.pop(key, None)
+        vitals = self._vitals.optimizer(optimizer, self._describe)
+        if vitals is not None:
+            moment = self._vitals.moment(now)
+            self._report_loss(vitals, moment)
+            if norm is None:
+                vitals.stepped()
+            elif getattr(optimizer, "found_inf", None) is not None:
+                norm.reading.then(lambda value: _fused_step(vitals, value, moment, norm.evidence))
+            else:
+                vitals.stepped()
+                norm.reading.then(lambda value: vitals.gradient_norm(value, moment, norm.evidence))
+            self._report_learning_rates(vitals, optimizer)
+            self._plan(key, vitals, measured=norm is not None)
+        self._vitals.step_ends(now, optimizer)
+        self._governor.step(now, self._session.hook_seconds)
 
     def skipped(self, now: float, optimizer: Any) -> None:
         """The GradScaler left out the optimizer's step."""
         self._vitals.step_begins(now)
-        vitals = self._report(now, optimizer)
         self._before_clipping.pop(id(optimizer), None)
+        vitals = self._vitals.optimizer(optimizer, self._describe)
         if vitals is not None:
+            self._report_loss(vitals, self._vitals.moment(now))
             vitals.skipped()
+        self._vitals.step_ends(now, optimizer)
 
     def before_clipping(self, now: float, parameters: list[torch.Tensor], total_norm: torch.Tensor | None) -> None:
         """These parameters' gradients are about to be clipped; `total_norm` is their 2-norm where it is known."""
@@ -125,34 +165,74 @@ class Gradients:
                 continue
             owned = True
             if self._before_clipping.get(key, (0,))[0] != self._losses.count:
-                whole = total_norm is not None and own == clipped
-                reading = self._values.read(total_norm) if whole else self._read_norm(optimizer)  # type: ignore[arg-type]  # not None when whole
-                if reading is not None:
-                    self._before_clipping[key] = (self._losses.count, reading)
+                whole = own == clipped
+                norm = self._of_clipping(reference, total_norm) if whole and total_norm is not None else None
+                if norm is None and self._is_due(key):
+                    norm = self._measure(optimizer)
+                if norm is not None:
+                    self._before_clipping[key] = (self._losses.count, norm)
         if not owned:
             self._clipped_unknown |= clipped
 
-    def _read_norm(self, optimizer: Any) -> Reading | None:
+    def _is_due(self, key: int) -> bool:
+        return self._steps_to_go.get(key, 0) <= 0
+
+    def _plan(self, key: int, vitals: OptimizerVitals, *, measured: bool) -> None:
+        """When to measure next."""
+        interval = self._governor.interval
+        self._steps_to_go[key] = (interval if measured else min(self._steps_to_go.get(key, 0), interval)) - 1
+        if measured:
+            vitals.measured_every(interval)
+
+    def _measure(self, optimizer: Any) -> _Norm | None:
         if capturing():
             return None
+        start = perf_counter()
         with torch.no_grad():
-            norms = gradient_norms(parameters_of(optimizer))
-            scale = getattr(optimizer, "grad_scale", None)
-            if not norms:
+            measured = parameter_norms(optimizer)
+            if not measured.norms:
                 return None
-            if norms[0].device.type == "cpu":  # several times cheaper than two more operators
-                return Reading(math.hypot(*[norm.item() for norm in norms]) / (1.0 if scale is None else float(scale)))
-            norm = torch.linalg.vector_norm(torch.stack(norms))
-            return self._values.read(norm if scale is None else norm / scale)
+            norm = self._on_cpu(measured) if measured.norms[0].is_cpu else self._on_device(measured)
+        self._governor.measured(perf_counter() - start)
+        return norm
 
-    def _report(self, now: float, optimizer: Any) -> OptimizerVitals | None:
-        self._vitals.step_ends(now, optimizer)
-        vitals = self._vitals.optimizer(optimizer, self._describe)
-        if vitals is None:
-            return None
+    def _on_cpu(self, measured: ParameterNorms) -> _Norm:
+        # Several times cheaper than two more operators.
+        scale = 1.0 if measured.scale is None else float(measured.scale)
+        norms = [norm.item() for norm in measured.norms]
+        return _Norm(
+            Reading(math.hypot(*norms) / scale),
+            lambda: NormsOfParameters(measured.parameters, [norm / scale for norm in norms]),
+        )
+
+    def _on_device(self, measured: ParameterNorms) -> _Norm:
+        norms = torch.stack(measured.norms)
+        if measured.scale is not None:
+            norms = norms / measured.scale
+        reading = self._values.read(torch.linalg.vector_norm(norms))
+        return _Norm(reading, lambda: NormsOfParameters(measured.parameters, norms))
+
+    def _of_clipping(self, reference: weakref.ref[Any], total_norm: torch.Tensor) -> _Norm:
+        """The norm that torch's clipping function has measured; it clips all gradients by the same factor."""
+        reading = self._values.read(total_norm)
+        known_at_once = reading.value is not None
+
+        def evidence() -> NormsOfParameters | None:
+            optimizer = reference()
+            if optimizer is None or not known_at_once:  # by now, these are the gradients of another step
+                return None
+            with torch.no_grad():
+                measured = parameter_norms(optimizer)
+                return NormsOfParameters(measured.parameters, [float(norm) for norm in measured.norms])
+
+        return _Norm(reading, evidence)
+
+    def _report_loss(self, vitals: OptimizerVitals, moment: Moment) -> None:
+        accumulated = self._vitals.accumulated
+        if accumulated is not None:
+            vitals.accumulated(accumulated)
         if self._losses.newest is not None:
-            self._losses.newest.then(vitals.loss)
-        return vitals
+            self._losses.newest.then(lambda value: vitals.loss(value, moment))
 
     def _report_learning_rates(self, vitals: OptimizerVitals, optimizer: Any) -> None:
         for place, group in enumerate(optimizer.param_groups[:_MAX_GROUPS]):
@@ -160,21 +240,24 @@ class Gradients:
             if isinstance(rate, torch.Tensor):
                 self._values.read(rate).then(functools.partial(vitals.learning_rate, place))
             elif rate is not None:
-                vitals.learning_rate(place, float(rate))
+                vitals.learning_rate(place, rate)
 
     def _describe(self, optimizer: Any) -> tuple[str, int]:
         parameters = parameters_of(optimizer)
         own = {id(parameter) for parameter in parameters}
         self._seen[id(optimizer)] = (weakref.ref(optimizer), own)
+        self._steps_to_go.pop(id(optimizer), None)
         self._clipped_unknown -= own
         return type(optimizer).__name__, sum(parameter.numel() for parameter in parameters)
 
 
-def _fused_step(vitals: OptimizerVitals, now: float, norm: float) -> None:
+def _fused_step(
+    vitals: OptimizerVitals, norm: float, moment: Moment, evidence: Callable[[], NormsOfParameters | None]
+) -> None:
     # A fused optimizer is called in any case and skips by itself where the scaler found a value that is not finite.
     if norm - norm == 0:
         vitals.stepped()
-        vitals.gradient_norm(now, norm)
+        vitals.gradient_norm(norm, moment, evidence)
     else:
         vitals.skipped()
 

@@ -1,0 +1,73 @@
+"""The hooks keep to their share of an iteration: what is too dear for each step is sampled, and a metric says so."""
+
+from __future__ import annotations
+
+from trainvitals.runfile import RunFile
+
+from tests.conftest import Launcher
+
+STEPS = """
+import time, torch
+p = torch.nn.Parameter(torch.ones(3)); o = torch.optim.SGD([p], lr=0.0)
+def step(factor=1.0, seconds=0.0):
+    o.zero_grad(); (p.sum() * factor).backward(); o.step(); time.sleep(seconds)
+"""
+
+
+def train(launcher: Launcher, text: str, overhead: str | None = None) -> RunFile:
+    if overhead is not None:
+        launcher.environment["TRAINVITALS_OVERHEAD"] = overhead
+    return launcher.python(STEPS + text).rank
+
+
+def measured(rank: RunFile) -> float | None:
+    return rank.value("trainvitals_gradient_norm_measured_steps_total", optimizer="0")
+
+
+def interval(rank: RunFile) -> float | None:
+    return rank.value("trainvitals_gradient_norm_interval_steps", optimizer="0")
+
+
+UNTIL_SETTLED = "end = time.time() + 3\nwhile time.time() < end: step()\n"
+
+
+def test_steps_too_short_for_the_gradient_norm_are_sampled(launcher: Launcher) -> None:
+    rank = train(launcher, UNTIL_SETTLED)
+    steps, of_one = rank.value("trainvitals_optimizer_steps_total", optimizer="0"), interval(rank)
+    assert of_one is not None
+    assert steps is not None
+    assert 1 < of_one <= 64
+    assert steps / 64 < (measured(rank) or 0) < steps / 2
+    assert rank.value("trainvitals_hook_share_limit_ratio") == 0.01
+
+
+def test_the_loss_of_every_step_is_seen_nevertheless(launcher: Launcher) -> None:
+    rank = train(launcher, UNTIL_SETTLED + "for i in range(200): step(5000.0 if i == 130 else 1.0)\n")
+    assert (interval(rank) or 0) > 1
+    assert rank.value("trainvitals_loss_anomalies_total", optimizer="0", kind="spike") == 1
+
+
+def test_longer_steps_are_all_measured(launcher: Launcher) -> None:
+    rank = train(launcher, "for _ in range(120): step(seconds=0.03)", overhead="0.05")
+    assert (interval(rank), measured(rank)) == (1, 120)
+
+
+def test_whoever_grants_more_sees_every_step(launcher: Launcher) -> None:
+    rank = train(launcher, UNTIL_SETTLED, overhead="1")
+    assert interval(rank) == 1
+    assert measured(rank) == rank.value("trainvitals_optimizer_steps_total", optimizer="0")
+    assert rank.value("trainvitals_hook_share_limit_ratio") == 1
+
+
+def test_a_norm_that_varies_widely_by_nature_is_no_explosion(launcher: Launcher) -> None:
+    # powers of 2 up to 4096: over ten times the median, but not far out
+    text = "for i in range(600): step(2.0 ** (i * 7 % 13))\n"
+    rank = train(launcher, text, overhead="1")
+    assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 0
+
+
+def test_an_episode_lasts_until_the_norm_is_well_back(launcher: Launcher) -> None:
+    # once over 10 times the median, 6 times is still part of it; later it is not
+    factors = "[1.0] * 100 + [20.0, 6.0, 6.0, 1.0] + [1.0] * 20 + [6.0] * 5"
+    rank = train(launcher, f"for f in {factors}: step(f)\n", overhead="1")
+    assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 3
