@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from trainvitals import catalogue
 
 from trainvitals_exporter import rendering
 
-_FAMILY = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
+
+@dataclass
+class Family:
+    """One metric family, ready to be rendered: each of its `lines` is a series, as the text formats spell it, and its
+    value.
+    """
+
+    metric: catalogue.Metric
+    lines: list[tuple[str, float]] = field(default_factory=list)
 
 
 class Families:
@@ -21,36 +29,41 @@ class Families:
     """
 
     def __init__(self) -> None:
-        self._families: dict[str, Any] = {}  # Metric, with the add_metric() that each of its subclasses has its own way
+        self._families: dict[str, Family] = {}
 
-    def __iter__(self) -> Iterator[Metric]:
+    def __iter__(self) -> Iterator[Family]:
         return iter(self._families.values())
+
+    def _lines(self, name: str) -> list[tuple[str, float]]:
+        family = self._families.get(name)
+        if family is None:
+            family = self._families[name] = Family(catalogue.BY_NAME[name])
+        return family.lines
 
     def add(self, name: str, value: float, *labels: str) -> None:
         """Add one sample of a gauge or counter."""
-        family = self._families.get(name)
-        if family is None:
-            metric = catalogue.BY_NAME[name]
-            family = _FAMILY[metric.type](name, metric.help, labels=metric.all_labels)
-            self._families[name] = family
-        family.add_metric(self._checked(name, labels), value)
+        self._lines(name).append((series(name, labels), float(value)))
 
     def add_histogram(self, name: str, buckets: Mapping[float, float], total: float, *labels: str) -> None:
         """Add one histogram. `buckets` maps each upper bound to its own count; `total` is the sum of the values."""
-        family = self._families.get(name)
-        if family is None:
-            metric = catalogue.BY_NAME[name]
-            family = HistogramMetricFamily(name, metric.help, labels=metric.all_labels)
-            self._families[name] = family
+        lines = self._lines(name)
         count = 0.0
-        cumulated: list[tuple[str, float]] = []
         for bound in sorted({*buckets, float("inf")}):
             count += buckets.get(bound, 0.0)
-            cumulated.append((rendering.number(bound), count))
-        family.add_metric(self._checked(name, labels), cumulated, total)
+            lines.append((series(f"{name}_bucket", labels, rendering.number(bound)), count))
+        lines += [(series(f"{name}_count", labels), count), (series(f"{name}_sum", labels), float(total))]
 
-    def _checked(self, name: str, labels: tuple[str, ...]) -> tuple[str, ...]:
-        expected = catalogue.BY_NAME[name].all_labels
-        if len(labels) != len(expected):
-            raise ValueError(f"{name} has the labels {expected}, got {labels}")
-        return labels
+    def add_lines(self, lines: Iterable[tuple[str, str, float]]) -> None:
+        """Add samples whose series were spelled before: name, series, value."""
+        for name, spelled, value in lines:
+            self._lines(name).append((spelled, value))
+
+
+@lru_cache(maxsize=16384)
+def series(name: str, labels: tuple[str, ...], le: str | None = None) -> str:
+    """A series as the text formats spell it; `name` may be that of a histogram's part, `le` a bucket's bound."""
+    metric = catalogue.BY_NAME.get(name) or catalogue.BY_NAME[name.rpartition("_")[0]]
+    if len(labels) != len(metric.all_labels):
+        raise ValueError(f"{metric.name} has the labels {metric.all_labels}, got {labels}")
+    pairs = dict(zip(metric.all_labels, labels, strict=True))
+    return name + rendering.label_set(pairs if le is None else {**pairs, "le": le})

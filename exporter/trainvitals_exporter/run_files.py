@@ -69,9 +69,9 @@ class RunFiles:
 
     def _read_living(self) -> None:
         try:
-            for path in [path for path, file in self._files.items() if file.alive_pid is not None]:
+            for path, file in [(path, file) for path, file in self._files.items() if file.alive_pid is not None]:
                 # The scan made sure that nobody but the folder's owner can put files there.
-                self._files[path] = runfile.read(path, path.parent.lstat().st_uid)
+                self._files[path] = runfile.read(path, path.parent.lstat().st_uid, file)
         except (OSError, InvalidRunFile):
             self._next_scan = 0.0  # a scan tells what is wrong, and of which file
 

@@ -59,6 +59,13 @@ class Run:
         return min(self.files, key=lambda file: (file is not self.launcher, file.created)).identity.run
 
     @property
+    def labels(self) -> dict[str, str]:
+        """The labels that the run was given."""
+        told = [self.launcher] if self.launcher else self.ranks.values()
+        found = [labels for file in told for labels in file.labels("trainvitals_run_label_info")]
+        return {labels["label"]: labels["value"] for labels in found if labels.keys() == {"label", "value"}}
+
+    @property
     def state(self) -> str:
         """One of `catalogue.RUN_STATES`."""
         if self._any_rank_lives():
@@ -218,8 +225,6 @@ def _rank_end(file: RunFile) -> str:
 
 
 def _end_info(file: RunFile) -> tuple[str, str] | None:
-    for sample in file.samples:
-        if sample.name == "trainvitals_run_end_info" and sample.value == 1:
-            labels = dict(sample.labels)
-            return labels.get("signal", ""), labels.get("exception", "")
+    for labels in file.labels("trainvitals_run_end_info"):
+        return labels.get("signal", ""), labels.get("exception", "")
     return None

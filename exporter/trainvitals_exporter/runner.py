@@ -15,11 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from prometheus_client.core import Metric
 from trainvitals import __version__
 
 from trainvitals_exporter import rendering
-from trainvitals_exporter.families import Families
+from trainvitals_exporter.families import Families, Family
 
 # A loaded machine may stall a collector for seconds; an operator should still see a hung driver at the next scrape.
 STALE_SECONDS: Final = 10.0
@@ -33,7 +32,7 @@ class Collector(Protocol):
     name: str
     interval: float
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Everything there is to say now. Raises NothingToReport, Incomplete, or anything else when it failed."""
         ...
 
@@ -45,7 +44,7 @@ class NothingToReport(Exception):
 class Incomplete(Exception):
     """Part of what the collector reads failed; `families` hold the rest."""
 
-    def __init__(self, reason: str, families: Iterable[Metric]) -> None:
+    def __init__(self, reason: str, families: Iterable[Family]) -> None:
         super().__init__(reason)
         self.families = families
 
@@ -54,7 +53,7 @@ class Incomplete(Exception):
 class Snapshot:
     """What one collection found (`families`) and how it went (the rest). Times are of the monotonic clock."""
 
-    families: tuple[Metric, ...]
+    families: tuple[Family, ...]
     success: bool
     duration: float
     taken: float
@@ -99,7 +98,7 @@ class _Worker:
             self._stop.wait(max(self._collector.interval - snapshot.duration, snapshot.duration))
 
     def _collect(self, start: float) -> Snapshot:
-        families: tuple[Metric, ...] = ()
+        families: tuple[Family, ...] = ()
         try:
             families = tuple(self._collector.collect())
             trouble = ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -18,23 +17,29 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from trainvitals import endings, rundir, runfile, session
+from trainvitals import endings, options, rundir, runfile, session
 from trainvitals.endings import End
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _AUTOLOAD: Final = Path(__file__).parent / "autoload"
 # SIGTSTP, SIGCONT and the like keep their meaning for both; SIGKILL and SIGSTOP cannot be passed on.
 _PASSED_ON: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGALRM")
 _SI_KERNEL: Final = 0x80  # siginfo's si_code of what the terminal sends
+_SIGKILL: Final = 9  # which Windows has no name for
 
 
 def command(arguments: list[str]) -> int:
     """The command ``run``; returns the exit code of CMD (127 where it does not exist, 126 where it cannot be run)."""
-    options, argv = _parse(arguments)
-    run = session.Run(session.new_run_id(), options.name or name_of(argv), rundir.own().absolute())
+    told, argv = _parse(arguments)
+    if options.disabled():
+        return _replace_this_process(argv)
+    run = session.Run(session.new_run_id(), told.name or name_of(argv), told.run_dir or rundir.own().absolute(), told)
     try:
-        rundir.prepare(run.directory)
-        about = runfile.Identity(run.run_id, run.name, "launcher", Path(argv[0]).name)
-        writer = runfile.RunFileWriter(run.directory, about)
+        writer = run.create_file("launcher", Path(argv[0]).name)
     except (rundir.RunDirError, OSError) as error:
         sys.stderr.write(f"trainvitals run: {error}\n")
         return 2
@@ -62,21 +67,32 @@ def _run(argv: list[str], run: session.Run, writer: runfile.RunFileWriter, signa
     return status
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def _parse(arguments: list[str]) -> tuple[options.Options, list[str]]:
     parser = argparse.ArgumentParser(
         prog="trainvitals run",
-        usage="trainvitals run [--name NAME] -- COMMAND ...",
+        usage="trainvitals run [OPTION]... -- COMMAND ...",
         description="Start COMMAND with trainvitals attached to every PyTorch process in it.",
     )
-    parser.add_argument("--name", help="the run's readable name (default: the script's name)")
+    options.add_arguments(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="for example: python train.py")
-    options = parser.parse_args(arguments)
-    argv = options.command[1:] if options.command[:1] == ["--"] else options.command
+    given = vars(parser.parse_args(arguments))
+    command = given.pop("command")
+    argv = command[1:] if command[:1] == ["--"] else command
     if not argv:
         parser.error("no command given; for example: trainvitals run -- python train.py")
     if argv[0].startswith("-"):
         parser.error(f"unknown option {argv[0]}; options of the command go after --")
-    return options, argv
+    environment = dict(os.environ)
+    if session.RUN_ID in environment:  # a run inside a run has a name of its own
+        environment.pop(options.RUN_NAME, None)
+
+    def refuse(error: ValueError) -> None:
+        parser.error(str(error))
+
+    try:
+        return options.Options.read(environment, given, refuse), argv
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def name_of(argv: list[str]) -> str:
@@ -106,9 +122,10 @@ class _Signals:
         self.received: list[str] = []
 
     def __enter__(self) -> _Signals:
-        # An inherited "ignore" would keep the kernel from telling that the command has ended.
-        self._sigchld = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.passed_on | {signal.SIGCHLD})
+        if hasattr(signal, "pthread_sigmask"):
+            # An inherited "ignore" would keep the kernel from telling that the command has ended.
+            self._sigchld = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.passed_on | {signal.SIGCHLD})
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -119,12 +136,15 @@ class _Signals:
 
     def as_before(self) -> None:
         """Put back what this process was started with; the command is to start with it, too."""
-        signal.signal(signal.SIGCHLD, self._sigchld or signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.signal(signal.SIGCHLD, self._sigchld or signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
 
 def _supervise(argv: list[str], environment: dict[str, str], signals: _Signals) -> int:
     """Start the command and wait for its end, passing signals on. Returns its status, as Popen does."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return _supervise_on_windows(argv, environment, signals)
     # One thread only is running here, so that code between fork and exec is safe.
     with subprocess.Popen(argv, env=environment, preexec_fn=signals.as_before) as child:
         if not hasattr(signal, "sigwaitinfo"):
@@ -153,6 +173,14 @@ def _wait_with_handlers(child: subprocess.Popen[bytes], signals: _Signals) -> in
     return child.wait()
 
 
+def _supervise_on_windows(argv: list[str], environment: dict[str, str], signals: _Signals) -> int:
+    """The same where only a console sends signals (Ctrl-C and Ctrl-Break): it sends them to the command, too."""
+    for number in signals.passed_on | {getattr(signal, "SIGBREAK", signal.SIGINT)}:
+        signal.signal(number, lambda number, frame: signals.received.append(_name_of_signal(number)))
+    with subprocess.Popen(argv, env=environment) as child:
+        return child.wait()
+
+
 def _name_of_signal(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -166,12 +194,12 @@ def _verdict(run: session.Run, status: int, received: list[str], oom_kills_befor
     seen = endings.worst(end for file in files if (end := _end_of(file)) is not None) or End("finished")
     # Of a killed rank its parent knows but an exit code, and a shell only 128 + 9.
     dead_rank = any(f.identity.kind == "rank" and f.alive_pid is None and _end_of(f) is None for f in files)
-    killed = dead_rank or status in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    killed = dead_rank or status in (-_SIGKILL, 128 + _SIGKILL)
     if status != 0 and killed and (endings.oom_kills() or 0) > (oom_kills_before or 0):
         return End("out_of_memory", signal="SIGKILL", exception=seen.exception)
     if status < 0:
         return End("killed", signal=_name_of_signal(-status))
-    terminating = [name for name in received if name in ("SIGTERM", "SIGINT", "SIGHUP")]
+    terminating = [name for name in received if name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")]
     if terminating:
         return End("killed", signal=terminating[0], exception=seen.exception)
     if status == 0:
@@ -188,7 +216,7 @@ def _files(run: session.Run) -> list[runfile.RunFile]:
 
 def _end_of(file: runfile.RunFile) -> End | None:
     """What a process of the run wrote about its own end; None while it lives or when it could not write."""
-    about = next((dict(s.labels) for s in file.samples if s.name == "trainvitals_run_end_info"), None)
+    about = next(iter(file.labels("trainvitals_run_end_info")), None)
     if about is None or file.identity.kind == "launcher":
         return None
     state = endings.final_state(file)
@@ -198,7 +226,7 @@ def _end_of(file: runfile.RunFile) -> End | None:
 def _remark(run: session.Run, ended: End) -> None:
     """One line on what the user could not know otherwise."""
     ranks = [file for file in _files(run) if file.identity.kind == "rank"]
-    alive = [file for file in ranks if file.alive_pid is not None]
+    alive = [file for file in ranks if file.alive_pid is not None and endings.final_state(file) is None]
     if alive:
         who = ", ".join(f"rank {max(file.rank, 0)} (pid {file.alive_pid or file.pid})" for file in alive)
         sys.stderr.write(f"trainvitals: the command has ended, but {who} is still running\n")
@@ -207,6 +235,16 @@ def _remark(run: session.Run, ended: End) -> None:
             "trainvitals: no PyTorch training was seen in this command "
             "(python -E and -I shut trainvitals out; so does a Python older than 3.10)\n"
         )
+
+
+def _replace_this_process(argv: list[str]) -> int:
+    """The command alone, with nothing of ours beside it."""
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606 (no shell is wanted)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        sys.stderr.write(f"trainvitals run: cannot start {argv[0]!r}: {error.strerror}\n")
+        return 127 if missing else 126
 
 
 def _not_started(writer: runfile.RunFileWriter, argv: list[str], why: str, code: int) -> int:
@@ -220,9 +258,10 @@ def _not_started(writer: runfile.RunFileWriter, argv: list[str], why: str, code:
 def _exit_like(status: int) -> int:
     """End by the same signal as the command did, so that the caller sees no difference."""
     if status >= 0:
-        return status
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the command has dumped its core already
+        return status if status < 2**31 else status - 2**32  # Windows: no exit() takes the upper half as it is
+    if resource is not None:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the command has dumped its core already
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.suppress(OSError, ValueError):

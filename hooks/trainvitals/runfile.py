@@ -40,9 +40,10 @@ import struct
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from trainvitals.descriptors import Descriptor
 
@@ -91,13 +92,26 @@ class Identity:
     script: str = ""
 
 
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+Series: TypeAlias = tuple[str, Labels]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One value in a run file. A histogram's bucket holds its own count, not yet that of the smaller ones."""
 
     name: str
-    labels: tuple[tuple[str, str], ...]
+    labels: Labels
     value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Which series a run file holds in its first `committed` bytes, and at which index of its values."""
+
+    committed: int
+    slots: dict[Series, int]
+    by_name: dict[str, list[Labels]]
 
 
 @dataclass(frozen=True)
@@ -105,17 +119,35 @@ class RunFile:
     """What a reader sees of a run file. `alive_pid` is None once the process has ended."""
 
     path: Path
+    inode: int
     identity: Identity
     rank: int
     pid: int
     alive_pid: int | None
     created: float
-    samples: list[Sample]
+    layout: Layout
+    values: memoryview[float]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All series with their values."""
+        found = ((name, labels, self.at(slot)) for (name, labels), slot in self.layout.slots.items())
+        return [Sample(name, labels, value) for name, labels, value in found if value is not None]
 
     def value(self, name: str, **labels: str) -> float | None:
         """The value of one series, or None where the file has none."""
-        wanted = tuple(sorted(labels.items()))
-        return next((s.value for s in self.samples if s.name == name and s.labels == wanted), None)
+        slot = self.layout.slots.get((name, tuple(sorted(labels.items()))))
+        return None if slot is None else self.at(slot)
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        """The labels of each series of this name."""
+        found = self.layout.by_name.get(name, ())
+        return [dict(labels) for labels in found if self.at(self.layout.slots[name, labels]) is not None]
+
+    def at(self, slot: int) -> float | None:
+        """The value at an index, None where the series is retired."""
+        value = self.values[slot]
+        return None if value != value and struct.pack("=d", value) == _RETIRED_BITS else value
 
 
 class RunFileWriter:
@@ -144,7 +176,7 @@ class RunFileWriter:
             self._committed = _HEADER.size
             self._adding = threading.RLock()
             self._under_way = False
-            self._slots: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+            self._slots: dict[Series, int] = {}
             about = {"run_id": identity.run_id, "run": identity.run, "kind": identity.kind, "script": identity.script}
             self.slot("identity", time.time(), **about)
             if fcntl is not None:
@@ -167,7 +199,7 @@ class RunFileWriter:
                 known = self._slots.get(key)
             return self._add(key, initial) if known is None else known
 
-    def _add(self, key: tuple[str, tuple[tuple[str, str], ...]], initial: float) -> int:
+    def _add(self, key: Series, initial: float) -> int:
         if self._under_way:
             raise RuntimeError("a signal handler or finalizer adds a series in the middle of adding another")
         self._under_way = True
@@ -176,7 +208,7 @@ class RunFileWriter:
         finally:
             self._under_way = False
 
-    def _append(self, key: tuple[str, tuple[tuple[str, str], ...]], initial: float) -> int:
+    def _append(self, key: Series, initial: float) -> int:
         text = json.dumps([key[0], dict(key[1])], separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         end = self._committed + _ENTRY.size + len(text) + 8
@@ -260,8 +292,8 @@ def _allocate(fd: int) -> None:
         os.lseek(fd, 0, os.SEEK_SET)
 
 
-def read(path: Path, owner: int) -> RunFile:
-    """Read a run file that has to belong to the user `owner`.
+def read(path: Path, owner: int, earlier: RunFile | None = None) -> RunFile:
+    """Read a run file that has to belong to the user `owner`; `earlier` is what was read of it before.
 
     Raises InvalidRunFile for anything else than a well-formed regular file of bounded size, and OSError
     (FileNotFoundError when it has just been removed).
@@ -286,7 +318,7 @@ def read(path: Path, owner: int) -> RunFile:
         holder = _lock_holder(fd, data)
     finally:
         os.close(fd)
-    return _parse(path, data, holder)
+    return _parse(path, status.st_ino, data, holder, earlier)
 
 
 def _lock_holder(fd: int, data: bytes) -> int | None:
@@ -307,7 +339,7 @@ def _lock_holder(fd: int, data: bytes) -> int | None:
     return None if kind == fcntl.F_UNLCK else int(pid)
 
 
-def _parse(path: Path, data: bytes, holder: int | None) -> RunFile:
+def _parse(path: Path, inode: int, data: bytes, holder: int | None, earlier: RunFile | None) -> RunFile:
     if len(data) < _HEADER.size:
         raise InvalidRunFile("truncated", f"{path} has {len(data)} bytes")
     magic, version, committed, rank, pid = _HEADER.unpack_from(data)
@@ -317,40 +349,47 @@ def _parse(path: Path, data: bytes, holder: int | None) -> RunFile:
         raise InvalidRunFile("unknown_version", f"{path} has version {version}, this reader knows {VERSION}")
     if committed > len(data):
         raise InvalidRunFile("truncated", f"{path} has {len(data)} of {committed} bytes")
-    samples = []
-    offset = _HEADER.size
-    while offset < committed:
-        sample, offset = _parse_entry(path, data, offset, committed)
-        if data[offset - 8 : offset] != _RETIRED_BITS:
-            samples.append(sample)
-    if not samples or samples[0].name != "identity":
+    values = memoryview(data[: committed - committed % 8]).cast("d")
+    if earlier is not None and (earlier.inode, earlier.layout.committed) == (inode, committed):
+        return replace(earlier, rank=rank, pid=pid, alive_pid=holder, values=values)  # keys never change
+    keys = list(_parse_keys(path, data, committed))
+    if not keys or keys[0][0][0] != "identity":
         raise InvalidRunFile("malformed", f"{path} does not tell its run")
-    about = dict(samples[0].labels)
+    (_, about), slot = keys[0]
     try:
-        identity = Identity(**about)
+        identity = Identity(**dict(about))
     except TypeError as error:
         raise InvalidRunFile("malformed", f"{path}: {error}") from error
-    if not identity.run_id or not identity.run or not math.isfinite(samples[0].value):
+    if not identity.run_id or not identity.run or not math.isfinite(values[slot]):
         raise InvalidRunFile("malformed", f"{path} does not tell its run")
-    return RunFile(path, identity, rank, pid, holder, samples[0].value, samples[1:])
+    layout = _layout(committed, dict(keys[1:]))
+    return RunFile(path, inode, identity, rank, pid, holder, values[slot], layout, values)
 
 
-def _parse_entry(path: Path, data: bytes, offset: int, committed: int) -> tuple[Sample, int]:
-    (length,) = _ENTRY.unpack_from(data, offset) if offset + _ENTRY.size <= committed else (committed,)
-    start = offset + _ENTRY.size
-    end = start + length + 8
-    if end > committed or length % 8:
-        raise InvalidRunFile("malformed", f"{path}: the entry at {offset} does not fit")
-    try:
-        name, labels = _parse_key(data[start : end - 8])
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InvalidRunFile("malformed", f"{path}: the entry at {offset} has no readable key") from error
-    (value,) = struct.unpack_from("=d", data, end - 8)
-    return Sample(name, labels, value), end
+def _layout(committed: int, slots: dict[Series, int]) -> Layout:
+    by_name: dict[str, list[Labels]] = {}
+    for name, labels in slots:
+        by_name.setdefault(name, []).append(labels)
+    return Layout(committed, slots, by_name)
 
 
-@functools.lru_cache(maxsize=8192)  # the exporter sees the same keys twice a second
-def _parse_key(text: bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _parse_keys(path: Path, data: bytes, committed: int) -> Iterator[tuple[Series, int]]:
+    """Each series with the index of its value."""
+    offset = _HEADER.size
+    while offset < committed:
+        (length,) = _ENTRY.unpack_from(data, offset) if offset + _ENTRY.size <= committed else (committed,)
+        start, end = offset + _ENTRY.size, offset + _ENTRY.size + length + 8
+        if end > committed or length % 8:
+            raise InvalidRunFile("malformed", f"{path}: the entry at {offset} does not fit")
+        try:
+            yield _parse_key(data[start : end - 8]), (end - 8) // 8
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidRunFile("malformed", f"{path}: the entry at {offset} has no readable key") from error
+        offset = end
+
+
+@functools.lru_cache(maxsize=8192)  # the ranks of a run have the same keys
+def _parse_key(text: bytes) -> Series:
     labels: dict[str, str]
     name, labels = json.loads(text)
     return str(name), tuple(sorted((str(k), str(v)[:_MAX_LABEL_LENGTH]) for k, v in labels.items()))

@@ -119,7 +119,7 @@ class RunFileProcess:
     def pid(self) -> int:
         return self.process.pid
 
-    def set(self, name: str, value: float, **labels: str) -> RunFileProcess:
+    def set(self, name: str, value: float, /, **labels: str) -> RunFileProcess:
         self._ask({"name": name, "value": value, "labels": labels})
         return self
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from trainvitals import catalogue
 from trainvitals_exporter import rendering
@@ -82,19 +83,32 @@ def test_promtool_finds_nothing_wrong(scrape: Scrape) -> None:
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(['"', "\\n", "\n", "\\", "é"])
 
 
+def library_family(name: str) -> Any:
+    """The library's own family of one of our metrics."""
+    metric = catalogue.BY_NAME[catalogue.PREFIX + name]
+    kind = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "histogram": HistogramMetricFamily}[metric.type]
+    return kind(metric.name, metric.help, labels=metric.all_labels)
+
+
 @settings(deadline=None)
 @given(values=st.lists(st.tuples(texts, st.floats()), max_size=5, unique_by=lambda pair: pair[0]))
 def test_rendering_equals_the_library_s(values: list[tuple[str, float]]) -> None:
     out = Families()
+    library = [library_family(name) for name in ("host_load1", "scalar", "hook_errors_total", "iteration_seconds")]
+    load, scalars, errors, durations = library
     out.add("trainvitals_host_load1", 1.5)
+    load.add_metric((), 1.5)
     for text, value in values:
         out.add("trainvitals_scalar", value, "run", "0", text)
+        scalars.add_metric(("run", "0", text), value)
         out.add("trainvitals_hook_errors_total", value, text, "0", "x")
+        errors.add_metric((text, "0", "x"), value)
         out.add_histogram("trainvitals_iteration_seconds", {0.1: value, 1e9: 2}, value, text, "0")
+        durations.add_metric((text, "0"), [("0.1", 0 + value), ("1e+09", value + 2), ("+Inf", value + 2)], value)
 
     class Source:
         def collect(self) -> list[Metric]:
-            return list(out)
+            return [family for family in library if family.samples]
 
     registry = CollectorRegistry()
     registry.register(Source())

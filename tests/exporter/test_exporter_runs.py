@@ -89,6 +89,19 @@ def test_end_is_explained_by_whoever_knows(
     assert scrape.state("only-a-process") is None
 
 
+def test_labels_are_those_of_the_launcher_or_else_of_the_ranks(
+    start_exporter: StartExporter, start_run_file: StartRunFile, run_dir: Path
+) -> None:
+    info = "trainvitals_run_label_info"
+    start_run_file("a", "launcher").set(info, 1, label="team", value="voice").set(info, 1, label="try", value="7")
+    start_run_file("a", "rank", rank=0).set(info, 1, label="team", value="voice")
+    for rank in (0, 1):
+        start_run_file("b", "rank", rank=rank).set(info, 1, label="team", value="text").set(info, 1, odd="x")
+    scrape = start_exporter("--run-dir", str(run_dir), "--collectors", "runs").scrape()
+    labels = sorted((of["run"], of["label"], of["value"]) for of, _ in scrape.series(info))
+    assert labels == [("a", "team", "voice"), ("a", "try", "7"), ("b", "team", "text")]
+
+
 def test_living_run_takes_the_name_of_an_ended_one(
     start_exporter: StartExporter, start_run_file: StartRunFile, run_dir: Path
 ) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from typing import Final
 
 import psutil
-from prometheus_client.core import Metric
 
-from trainvitals_exporter.families import Families
+from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.settings import Settings
 
 # The kernel counts guest time under user and nice as well, and the modes have to add up to the time passed.
@@ -21,7 +20,7 @@ class Cpu:
     name = "cpu"
     interval = 5.0
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Read the kernel's CPU counters."""
         out = Families()
         for core, times in enumerate(psutil.cpu_times(percpu=True)):

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
-from prometheus_client.core import Metric
 
-from trainvitals_exporter.families import Families
+from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.runner import NothingToReport
 from trainvitals_exporter.settings import Settings
 
@@ -22,7 +21,7 @@ class Disks:
     def __init__(self, sys_block: Path) -> None:
         self._sys_block = sys_block
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Read the kernel's disk counters."""
         out = Families()
         counters = psutil.disk_io_counters(perdisk=True)

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from prometheus_client.core import Metric
-
-from trainvitals_exporter.families import Families
+from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.runner import Incomplete, NothingToReport
 from trainvitals_exporter.settings import Settings
 
@@ -29,7 +27,7 @@ class Filesystems:
         self._rootfs = rootfs
         self._stuck: dict[str, threading.Thread] = {}
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Ask each filesystem. One that does not answer is left alone until it does, and missed."""
         out = Families()
         mounts = list(self._mounts())

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import psutil
-from prometheus_client.core import Metric
 
-from trainvitals_exporter.families import Families
+from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.settings import Settings
 
 
@@ -17,7 +16,7 @@ class Memory:
     name = "memory"
     interval = 5.0
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Read the kernel's memory counters."""
         out = Families()
         memory = psutil.virtual_memory()

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pynvml
-from prometheus_client.core import Metric
 
-from trainvitals_exporter.families import Families
+from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.runner import Incomplete, NothingToReport
 from trainvitals_exporter.settings import Settings
 
@@ -60,7 +59,7 @@ class Nvidia:
     def __init__(self) -> None:
         self._gpus: list[_Gpu] = []
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Ask the driver. It is opened at the first collection, and anew after it, or a GPU, has gone."""
         out = Families()
         troubles: dict[str, pynvml.NVMLError] = {}

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from prometheus_client.core import Metric
-
-from trainvitals_exporter.families import Families
+from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.runner import NothingToReport
 from trainvitals_exporter.settings import Settings
 
@@ -24,7 +22,7 @@ class Pressure:
     def __init__(self, procfs: Path) -> None:
         self._pressure = procfs / "pressure"
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Read the kernel's totals."""
         out = Families()
         for resource in ("cpu", "memory", "io"):

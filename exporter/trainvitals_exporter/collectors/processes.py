@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import psutil
-from prometheus_client.core import Metric
 
-from trainvitals_exporter.families import Families
+from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.run_table import Run, RunTable
 from trainvitals_exporter.settings import Settings
 
@@ -49,7 +48,7 @@ class Processes:
         self._table = table
         self._cpu: dict[str, _CpuCounter] = {}
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterable[Family]:
         """Walk the process trees."""
         out = Families()
         live = {name: run for name, run in self._table.runs(max_age=1.0).items() if run.alive}
