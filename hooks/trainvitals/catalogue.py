@@ -189,22 +189,22 @@ METRICS: Final = (
     ),
     _metric(RANK, "batch_wait_seconds", "histogram", "Time that training waited for a batch."),
     # A rank: checkpoints.
-    _metric(RANK, "checkpoint_saves_total", "counter", "Checkpoints saved."),
-    _metric(RANK, "checkpoint_seconds_total", "counter", "Time that the training thread spent saving checkpoints."),
-    _metric(RANK, "checkpoint_last_bytes", "gauge", "Size of the newest checkpoint."),
+    _metric(RANK, "checkpoint_saves_total", "counter", "Checkpoints that this rank saved. All that is saved with no training batch in between is one."),
+    _metric(RANK, "checkpoint_seconds_total", "counter", "Time that the training thread spent saving, small files and failed saves included."),
+    _metric(RANK, "checkpoint_last_bytes", "gauge", "Size of the newest checkpoint: all its files that this rank wrote. Absent where it cannot be known."),
     _metric(RANK, "checkpoint_last_timestamp_seconds", "gauge", "Unix time at which the newest checkpoint was complete."),
-    _metric(RANK, "checkpoint_last_interval_iterations", "gauge", "Training iterations between the newest two checkpoints."),
-    _metric(RANK, "checkpoint_filesystem_avail_bytes", "gauge", "Space left where the newest checkpoint was saved, after it."),
+    _metric(RANK, "checkpoint_last_interval_iterations", "gauge", "Training batches between the newest two checkpoints."),
+    _metric(RANK, "checkpoint_filesystem_avail_bytes", "gauge", "Space left where the newest checkpoint was saved, after it. Absent where that is no folder of this machine."),
     # A rank: the process around the training.
     _metric(
         RANK, "ddp_seconds", "gauge",
-        "DistributedDataParallel's own measurements, averaged over the iterations it sampled: forward_compute, "
-        "backward_compute, backward_communication, and the overlap of the latter two.",
+        "DistributedDataParallel's own measurements of the newest iteration that it sampled (the first ten, then one of "
+        "a hundred): forward_compute, backward_compute, backward_communication, and the overlap of the latter two.",
         "part",
     ),
     _metric(RANK, "gc_pause_seconds_total", "counter", "Time that Python's garbage collector took in this process."),
-    _metric(RANK, "compile_graphs_total", "counter", "Graphs that torch.compile compiled, recompilations included."),
-    _metric(RANK, "compile_graph_breaks_total", "counter", "Places at which torch.compile had to fall back to Python."),
+    _metric(RANK, "compile_graphs_total", "counter", "Graphs that torch.compile compiled, recompilations included; still rising late in a run, it recompiles. Absent without it."),
+    _metric(RANK, "compile_graph_breaks_total", "counter", "Times that torch.compile, while compiling, had to leave a part of the code to Python."),
     # A rank: the hooks themselves.
     _metric(RANK, "hook_seconds_total", "counter", "Time that trainvitals' own hooks took in this process."),
     _metric(RANK, "hook_share_limit_ratio", "gauge", "Share of an iteration that the hooks may take: TRAINVITALS_OVERHEAD. Dear measurements are sampled to keep to it."),

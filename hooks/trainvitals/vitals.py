@@ -50,12 +50,13 @@ _RATE_WINDOW_SECONDS: Final = 10
 
 class Batch(NamedTuple):
     """A fetched batch: its `number` in this pass over the data, from 0; where known, the dataset's `indices` in it, and
-    how many `samples` it has.
+    how many `samples` it has; whether it is known to be the `last` of the pass.
     """
 
     number: int
     indices: Sequence[Any] | None = None
     samples: int | None = None
+    last: bool = False
 
 
 class Moment(NamedTuple):
@@ -265,12 +266,14 @@ class Vitals:
         self._leader: weakref.ref[Any] | None = None
         self._following = False
         self._passes_trained: weakref.ref[Any] | None = None
+        self._pass_counted = False
         self._steps_since_fetch = 0
         # batches not yet trained on; how many were fetched since the last backward; who is asked for several at once
         self._ahead: deque[Batch] = deque(maxlen=_MAX_AHEAD)
         self._fetched_at_once = 0
         self._groups: weakref.ref[Any] | None = None
         self._pass_ended = False
+        self._on_last_batch = False
         self._backwards = 0
         self._backwards_per_fetch = 0
         self._stepped = False
@@ -287,8 +290,12 @@ class Vitals:
         self.fetching = False
         # what the newest fetch for training gave
         self.batch: Batch | None = None
+        # the epoch by a framework's own count
+        self.epoch_told = 0
         # the epoch that the loader's sampler has been told, set by the DataLoader's instrument
         self.epoch_of_sampler: Callable[[], int] = lambda: 0
+        # reports what could not be reported when it happened
+        self.overdue: Callable[[], None] = lambda: None
         # reads a tensor without a sync; set by the torch instruments
         self.read_tensor: Callable[[Any], Any]
         self.on_training_fetch: list[Callable[[RunFileWriter], None]] = []
@@ -333,6 +340,7 @@ class Vitals:
         Of another iterator than before, it belongs to the same iteration; asked again, the last batch was for
         evaluation. The first that is asked leads: its passes are epochs, its batches have samples.
         """
+        self.overdue()
         self.passed(now, OTHER)
         self.fetching = True
         key = id(iterator)
@@ -347,10 +355,12 @@ class Vitals:
                 self._set_aside()
                 if self._ahead and self._passes_trained is self._leader:  # the batch in its turn was skipped
                     self._ahead.popleft()
-        elif self._asked and (self._passes_trained is None or self._passes_trained() is not iterator):
+        elif self._asked and not self._is_new_leader(iterator):
             self._asked.add(key)
             self._following = True
             return
+        elif self._asked:
+            self._set_aside()
         self._fetches = True
         self._following = False
         self._steps_since_fetch = 0
@@ -362,6 +372,12 @@ class Vitals:
             self._fetched_at_once = 0
         self._boundary = now
 
+    def _is_new_leader(self, iterator: Any) -> bool:
+        """Whether the iterator that is asked now takes over from an evaluation: from one that was asked again and again
+        without a backward, but not to the end of its data (Lightning), or back to the one that was trained from.
+        """
+        return self._fetched_at_once > 1 or (self._passes_trained is not None and self._passes_trained() is iterator)
+
     def fetch_ends(self, now: float, batch: Batch | None) -> None:
         """The fetch is over: with a batch, or (None) with the end of the data or an error."""
         self.passed(now, DATA_WAIT)
@@ -371,11 +387,13 @@ class Vitals:
             self._asked.clear()
             self._pass_ended = True
             if not self._following and self._passes_trained is not None and self._passes_trained is self._leader:
-                self._pass_ends(now)
+                self._count_pass(now)
         elif not self._following:
             if batch.number == 0:  # a new pass, maybe after one that was broken off
                 self._ahead.clear()
-                self._passes_trained = None
+                self._pass_counted = False
+                if self._passes_trained is self._leader:
+                    self._passes_trained = None
             self._ahead.append(batch)
             self._fetched_at_once += 1
         self.alive()
@@ -384,6 +402,7 @@ class Vitals:
         """A backward begins; the time before it was a forward."""
         if self._writer is None and self._session.arm() is None:
             return
+        self.overdue()
         if self._trained and self._mark is not None and self._on_another_batch():
             self._iteration_ends(self._mark)
             self._boundary = self._mark
@@ -500,11 +519,13 @@ class Vitals:
         """The loop is over: its last iteration has no next fetch to end it, and ended with its last event."""
         if self._writer is None or self._mark is None:
             return
+        self.overdue()
         if self._trained and self._fetches:
             self._iteration_ends(self._mark)
         self.passed(now, OTHER)
         self._set_aside()
         self._commit(now)
+        self._tell_epoch()
         for action in self.on_finish:
             action()
 
@@ -512,13 +533,17 @@ class Vitals:
         self._waits_due.append(self._pending[DATA_WAIT] - self._kept[DATA_WAIT])
         self._passes_trained = self._leader
         self.batch = self._ahead.popleft() if self._ahead else None
+        self._on_last_batch = self.batch is not None and self.batch.last
         for action in self.on_training_fetch:
             action(writer)
         if self.batch is not None:
             self._samples += self.batch.samples or 0
 
-    def _pass_ends(self, now: float) -> None:
+    def _count_pass(self, now: float) -> None:
         self._passes_trained = None
+        if self._pass_counted:
+            return
+        self._pass_counted = True
         self.epoch += 1
         if self._writer is not None:
             self._tell_epoch()
@@ -526,7 +551,7 @@ class Vitals:
                 action(now, self._writer)
 
     def _tell_epoch(self) -> None:
-        self._values[self._epoch] = max(self.epoch, self.epoch_of_sampler())
+        self._values[self._epoch] = max(self.epoch, self.epoch_told, self.epoch_of_sampler())
 
     def _set_aside(self) -> None:
         """What came after the last iteration's end was evaluation, say; saving is still saving."""
@@ -581,6 +606,9 @@ class Vitals:
         if self._boundary is not None:
             self._iterations_due.append(now - self._boundary)
             self._slow = now - self._boundary > _COMMIT_SECONDS
+        if self._on_last_batch:  # not every loop asks for more, to be told that there is none: Lightning does not
+            self._on_last_batch = False
+            self._count_pass(now)
         for action in self.on_iteration:
             action(now, self._writer)
         if self._slow or now >= self._commit_due:
