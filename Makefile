@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX),@true)
 CHECKED := hooks exporter grafana examples tests benchmarks
 
-.PHONY: help demo test test-slow check bench dashboards docs tools compose-client clean
+.PHONY: help demo test test-slow test-gpu check bench dashboards docs tools compose-client clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -20,10 +20,13 @@ demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the aler
 	$(BIN)/python examples/demo/demo.py
 
 test: $(VENV)/.test tools compose-client check  ## everything that a change has to pass
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(VENV)/.test tools  ## what takes longer than a few minutes
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.test  ## the hooks on this machine's GPU
+	$(BIN)/python -m pytest -m gpu tests/hooks/test_gpu.py
 
 check: $(VENV)/.test  ## ruff and mypy alone
 	ruff check $(CHECKED)
@@ -31,9 +34,10 @@ check: $(VENV)/.test  ## ruff and mypy alone
 	mypy hooks exporter grafana/build.py examples/demo tests benchmarks
 	MYPYPATH=examples mypy examples/voice_clone
 
-bench: $(VENV)/.test  ## what hooks and scrapes cost, beside the budgets
-	$(BIN)/python benchmarks/hooks.py
-	$(BIN)/python benchmarks/scrape.py
+bench: $(VENV)/.test $(VENV)/rivals  ## what hooks and scrapes cost, beside the budgets and others
+	$(BIN)/python -m benchmarks.hooks
+	$(BIN)/python -m benchmarks.rivals --traceml $(VENV)/rivals
+	$(BIN)/python -m benchmarks.scrape
 
 dashboards: $(VENV)/.test  ## build grafana/dashboards from grafana/definitions
 	$(BIN)/python grafana/build.py
@@ -76,6 +80,10 @@ $(VENV)/.test: pyproject.toml grafana/requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[example,test]'
 	$(BIN)/python -m pip install --quiet --no-deps -r grafana/requirements.txt
 	touch $@ $(VENV)/.example
+
+$(VENV)/rivals: benchmarks/requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ -r $<
+	touch $@
 
 clean:
 	rm -rf $(VENV)

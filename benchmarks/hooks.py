@@ -1,97 +1,69 @@
-"""What the hooks cost per iteration: the same loop bare and attached, in alternating blocks of one process.
+"""What the hooks cost per iteration: the same loop bare and watched, in alternating blocks of one process.
 
 Neighbouring blocks are compared, because a shared machine changes its speed within seconds; processes side by side
-resolve nothing below 10 %. The noise row compares bare blocks with bare blocks: smaller differences mean nothing.
+resolve nothing below 10 %. The noise row compares bare blocks with bare blocks: smaller differences mean nothing. The
+classic row is what people write themselves: `loss.item()` and four scalars to TensorBoard at each step.
 
-    python benchmarks/hooks.py [--pairs N] [--loops mlp,transformer,gan]
+    python -m benchmarks.hooks [--pairs N] [--loops mlp,transformer,gan] [--device cuda] [--attribute]
+
+With --attribute the time inside each hook is told instead; what remains are the wrappers and torch's calls of hooks.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import trainvitals
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
 from trainvitals import rundir
 
-Step = Callable[[], None]
+from benchmarks.attribution import Stopwatch
+from benchmarks.loops import LOOPS
+
+Step = Callable[[], Any]
 BUDGET_US = {"mlp": 40.0, "gan": 60.0}
 BUDGET_RATIO = {"transformer": 1.005}
 WARM_UP = 5
 
 
-class Noise(Dataset[torch.Tensor]):
-    def __init__(self, *shape: int) -> None:
-        self.items = torch.randn(256, *shape)
-
-    def __len__(self) -> int:
-        return 1_000_000
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.items[index % 256]
+@contextmanager
+def noise(step: Step) -> Iterator[Step]:
+    yield step
 
 
-def batches(workers: int, *shape: int) -> Iterator[torch.Tensor]:
-    return iter(DataLoader(Noise(*shape), batch_size=32, num_workers=workers))
+@contextmanager
+def watched(step: Step) -> Iterator[Step]:
+    trainvitals.attach("benchmark")
+    try:
+        yield step
+    finally:
+        trainvitals.detach()
 
 
-def plain(model: nn.Module, data: Iterator[torch.Tensor]) -> Step:
-    optimizer = torch.optim.AdamW(model.parameters())
+@contextmanager
+def classic(step: Step) -> Iterator[Step]:
+    with tempfile.TemporaryDirectory() as directory, SummaryWriter(directory) as writer:
+        number = itertools.count()
 
-    def step() -> None:
-        optimizer.zero_grad()
-        model(next(data)).square().mean().backward()
-        optimizer.step()
+        def logged() -> None:
+            loss, now = step().item(), next(number)
+            for tag in ("loss", "learning_rate", "gradient_norm", "epoch"):
+                writer.add_scalar(tag, loss, now)
 
-    return step
-
-
-def mlp() -> Step:
-    """7k parameters, a third of a millisecond a step or more."""
-    layers = (nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
-    return plain(nn.Sequential(*layers), batches(0, 64))
+        yield logged
 
 
-def transformer() -> Step:
-    """1.2M parameters, tens of milliseconds a step."""
-    layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True, dropout=0.0)
-    return plain(nn.TransformerEncoder(layer, 6), batches(0, 32, 128))
-
-
-def gan() -> Step:
-    """Two optimizers and two worker processes, about ten milliseconds a step."""
-    generator = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 256))
-    critic = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 1))
-    optimizers = [torch.optim.AdamW(m.parameters()) for m in (critic, generator)]
-    data = batches(2, 256)
-
-    def step() -> None:
-        real = next(data)
-        fake = generator(torch.randn_like(real))
-        optimizers[0].zero_grad()
-        (critic(fake.detach()).mean() - critic(real).mean()).backward()
-        optimizers[0].step()
-        optimizers[1].zero_grad()
-        (-critic(fake).mean()).backward()
-        optimizers[1].step()
-
-    return step
-
-
-LOOPS: dict[str, tuple[Callable[[], Step], int]] = {
-    "mlp": (mlp, 100),
-    "transformer": (transformer, 12),
-    "gan": (gan, 40),
-}
+KINDS = {"noise": noise, "trainvitals": watched, "classic": classic}
 
 
 def block(step: Step, steps: int) -> float:
@@ -111,16 +83,13 @@ class Pair(NamedTuple):
     other: float
 
 
-def measure(step: Step, steps: int, pairs: int, *, attached: bool) -> list[Pair]:
+def measure(step: Step, steps: int, pairs: int, kind: str) -> list[Pair]:
     result = []
     for number in range(pairs):
         values = {}
         for on in (False, True) if number % 2 else (True, False):
-            if on and attached:
-                trainvitals.attach("benchmark")
-            values[on] = block(step, steps)
-            if on and attached:
-                trainvitals.detach()
+            with (KINDS[kind] if on else noise)(step) as stepping:
+                values[on] = block(stepping, steps)
         result.append(Pair(values[False], values[True]))
     return result
 
@@ -136,28 +105,74 @@ def report(name: str, kind: str, pairs: list[Pair]) -> None:
     ratio = interval([pair.other / pair.bare for pair in pairs])
     bare = statistics.median(pair.bare for pair in pairs) * 1e3
     budget = ""
-    if kind == "attached":
+    if kind == "trainvitals":
         budget = f"<= {BUDGET_US[name]:.0f} us" if name in BUDGET_US else f"<= x{BUDGET_RATIO[name]}"
     print(
-        f"{name:12} {kind:9} {bare:8.3f} ms  {added[0]:+8.1f} us ({added[1]:+.1f}..{added[2]:+.1f})"
+        f"{name:12} {kind:11} {bare:8.3f} ms  {added[0]:+8.1f} us ({added[1]:+.1f}..{added[2]:+.1f})"
         f"  x{ratio[0]:.3f} ({ratio[1]:.3f}..{ratio[2]:.3f})  {budget}"
     )
+
+
+def report_attaching(step: Step) -> None:
+    """Print what it takes to attach and to detach, in a process that has done so before."""
+    seconds: dict[str, list[float]] = {"attach()": [], "detach()": []}
+    for _ in range(20):
+        for name, action in (("attach()", trainvitals.attach), ("detach()", trainvitals.detach)):
+            start = time.perf_counter()
+            action()
+            seconds[name].append(time.perf_counter() - start)
+            step()
+    for name, times in seconds.items():
+        print(f"{name:12} {statistics.median(times) * 1e3:.2f} ms")
+
+
+def attribute(name: str, pairs: int, device: str) -> None:
+    """Print where the time goes that the hooks add to a loop's step."""
+    make, steps = LOOPS[name]
+    step = make(device).step
+    added = statistics.median(pair.other - pair.bare for pair in measure(step, steps, pairs, "trainvitals")) * 1e6
+    stopwatch = Stopwatch()
+    with stopwatch.installed():
+        trainvitals.attach("benchmark")
+    for _ in range(WARM_UP):
+        step()
+    stopwatch.running = True
+    for _ in range(steps * pairs):
+        step()
+    stopwatch.running = False
+    trainvitals.detach()
+    rows = stopwatch.rows(steps * pairs)
+    print(f"{name + ', hook':58} calls/step  us/call   longest  us/step")
+    for hook, calls, median, longest, a_step in rows:
+        print(f"  {hook:56} {calls:10.2f} {median:8.2f} {longest:9.1f} {a_step:8.2f}")
+    inside = sum(row[-1] for row in rows)
+    print(f"  {'all hooks':56} {'':29} {inside:8.2f}")
+    print(f"  {'added to a step (alternating blocks, median)':56} {'':29} {added:8.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--loops", default=",".join(LOOPS))
+    parser.add_argument("--device", default="cpu", help="where the loops compute; on a GPU a step is its launch")
+    parser.add_argument("--attribute", action="store_true", help="tell the time inside each hook")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         os.environ[rundir.ENVIRONMENT] = directory
-        print(f"{'loop':12} {'what':9} {'bare step':>11}  added per step (95 %)        ratio (95 %)             budget")
+        if options.attribute:
+            for name in options.loops.split(","):
+                attribute(name, options.pairs, options.device)
+            return
+        print(
+            f"{'loop':12} {'what':11} {'bare step':>11}  added per step (95 %)        ratio (95 %)             budget"
+        )
         for name in options.loops.split(","):
             make, steps = LOOPS[name]
-            step = make()
-            for kind in ("noise", "attached"):
-                report(name, kind, measure(step, steps, options.pairs, attached=kind == "attached"))
+            step = make(options.device).step
+            for kind in KINDS:
+                report(name, kind, measure(step, steps, options.pairs, kind))
+        report_attaching(step)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ METRICS: Final = (
     _metric(RANK, "gradient_norm_interval_steps", "gauge", "The gradient norm is measured at one of so many steps; 1 is each.", "optimizer"),
     _metric(
         RANK, "anomaly_info", "gauge",
-        "1 for each of the newest anomalies: the iteration, the parameters with the largest (of a vanishing: smallest) "
+        "1 for each of the first two and the newest six anomalies: the iteration, the parameters with the largest (of a vanishing: smallest) "
         "gradients, and the fetched batch's first dataset indices, where known. The run's log file tells more.",
         "optimizer", "kind", "iteration", "parameters", "samples",
     ),
@@ -184,7 +184,8 @@ METRICS: Final = (
     _metric(RANK, "dataloader_pin_memory", "gauge", "1 if that DataLoader copies batches into pinned memory, else 0."),
     _metric(RANK, "dataloader_persistent_workers", "gauge", "1 if that DataLoader keeps its workers from epoch to epoch, else 0; absent without workers."),
     _metric(
-        RANK, "dataloader_dataset_info", "gauge", "1; where the files of that DataLoader's dataset lie, where it tells their paths.",
+        RANK, "dataloader_dataset_info", "gauge", "1; where the files of that DataLoader's dataset lie, as far as it tells their paths: mount point and disk, or the type of "
+        "the filesystem where no disk is known.",
         "mountpoint", "device",
     ),
     _metric(RANK, "batch_wait_seconds", "histogram", "Time that training waited for a batch."),
@@ -216,8 +217,19 @@ METRICS: Final = (
     _metric(PROCESS, "processes", "gauge", "Number of these processes by state; blocked is uninterruptible sleep (D).", "state"),
     # GPUs.
     _metric(GPU, "gpu_info", "gauge", "1; what this GPU is.", "name", "driver_version", "cuda_version", "pci_bus_id"),
-    _metric(GPU, "gpu_utilization_ratio", "gauge", "Share of the driver's last sample period in which a kernel was running."),
-    _metric(GPU, "gpu_memory_bandwidth_utilization_ratio", "gauge", "Share of that period in which device memory was read or written."),
+    _metric(
+        GPU, "gpu_mig_info", "gauge", "1; the GPU that this MIG instance is a part of, and its numbers there. Its label gpu is made of all three.",
+        "parent_uuid", "gpu_instance", "compute_instance",
+    ),
+    _metric(
+        GPU, "gpu_utilization_ratio", "gauge",
+        "Share of the last 15 seconds in which a kernel was running, by the driver's own samples. Absent with MIG on.",
+    ),
+    _metric(GPU, "gpu_utilization_ratio_max", "gauge", "The largest of those samples."),
+    _metric(
+        GPU, "gpu_memory_bandwidth_utilization_ratio", "gauge",
+        "Share of the driver's last sample period in which device memory was read or written.",
+    ),
     _metric(GPU, "gpu_memory_total_bytes", "gauge", "Memory of the GPU."),
     _metric(GPU, "gpu_memory_used_bytes", "gauge", "Memory in use by all processes."),
     _metric(GPU, "gpu_memory_free_bytes", "gauge", "Memory that is free."),
@@ -226,6 +238,42 @@ METRICS: Final = (
     _metric(GPU, "gpu_power_limit_watts", "gauge", "Power limit in force."),
     _metric(GPU, "gpu_energy_joules_total", "counter", "Energy used since the driver was loaded."),
     _metric(GPU, "gpu_temperature_celsius", "gauge", "Temperature of the GPU die."),
+    _metric(GPU, "gpu_memory_temperature_celsius", "gauge", "Temperature of the GPU's memory, where it has a sensor that the driver shows."),
+    _metric(GPU, "gpu_clock_hertz", "gauge", "Clock now: graphics, sm, memory or video.", "clock"),
+    _metric(
+        GPU, "gpu_clocks_event_active", "gauge", "1 if the clocks are lower now for this reason, else 0. (NVIDIA's older name is throttle reasons.)",
+        "reason",
+    ),
+    _metric(
+        GPU, "gpu_clocks_event_seconds_total", "counter",
+        "Time that the clocks were lower for this reason; 'thermal' is both thermal ones, where the driver does not tell them apart.",
+        "reason",
+    ),
+    _metric(GPU, "gpu_fan_speed_ratio", "gauge", "Intended fan speed as a share of full speed; it can be above 1."),
+    _metric(GPU, "gpu_performance_state", "gauge", "Performance state: 0 is the fastest, 15 the slowest."),
+    _metric(GPU, "gpu_pcie_transmit_bytes_total", "counter", "Bytes that the GPU sent over PCIe. Absent where reading them would block."),
+    _metric(GPU, "gpu_pcie_receive_bytes_total", "counter", "Bytes that the GPU received over PCIe. Absent where reading them would block."),
+    _metric(GPU, "gpu_pcie_link_generation", "gauge", "PCIe generation that the link runs at now; idle GPUs save power at a lower one."),
+    _metric(GPU, "gpu_pcie_link_width", "gauge", "Lanes that the PCIe link uses now."),
+    _metric(GPU, "gpu_nvlink_transmit_bytes_total", "counter", "Payload bytes that the GPU sent over all its NVLinks."),
+    _metric(GPU, "gpu_nvlink_receive_bytes_total", "counter", "Payload bytes that the GPU received over all its NVLinks."),
+    _metric(GPU, "gpu_ecc_errors_total", "counter", "Memory errors since the driver was loaded: corrected or uncorrected.", "type"),
+    _metric(GPU, "gpu_remapped_rows", "gauge", "Rows of memory that were replaced by spare ones because of correctable or uncorrectable errors.", "cause"),
+    _metric(
+        GPU, "gpu_xid_errors_total", "counter",
+        "Errors that the driver reported (XIDs) since the exporter started. A code is absent until it occurs.", "xid",
+    ),
+    _metric(GPU, "gpu_xid_last_timestamp_seconds", "gauge", "Unix time of the newest error with this code.", "xid"),
+    _metric(GPU, "gpu_encoder_utilization_ratio", "gauge", "Share of time in which the video encoder was busy."),
+    _metric(GPU, "gpu_decoder_utilization_ratio", "gauge", "Share of time in which the video decoder was busy."),
+    _metric(
+        GPU, "gpu_process_memory_bytes", "gauge", "GPU memory of a process; run and rank are empty for one that belongs to none.",
+        "pid", "run", "rank",
+    ),
+    _metric(
+        GPU, "gpu_process_utilization_ratio", "gauge", "Share of time in which a process's kernels ran, by the driver's own samples.",
+        "pid", "run", "rank",
+    ),
     # The host.
     _metric(HOST, "host_cpu_seconds_total", "counter", "CPU time by core and mode.", "cpu", "mode"),
     _metric(HOST, "host_load1", "gauge", "Load average of the last minute."),
@@ -251,6 +299,20 @@ METRICS: Final = (
     _metric(
         EXPORTER, "collector_last_success_timestamp_seconds", "gauge",
         "Unix time of the collector's last success; absent until the first.", "collector",
+    ),
+    _metric(
+        EXPORTER, "exporter_gpu_driver_released", "gauge",
+        "1 while the exporter has let go of the NVIDIA driver because an operator asked for it, else 0. Absent without a driver.",
+    ),
+    _metric(EXPORTER, "exporter_http_requests_total", "counter", "Answers of the endpoint, by HTTP status.", "code"),
+    _metric(
+        EXPORTER, "exporter_connections_dropped_total", "counter",
+        "Connections that the exporter ended: handshake (TLS failed), timeout (too slow), room (others wanted its place), refused (no place).",
+        "reason",
+    ),
+    _metric(
+        EXPORTER, "exporter_web_config_reloads_total", "counter",
+        "Changes of the web configuration file that were taken over (success) or refused, the old one being kept (failure).", "result",
     ),
     _metric(EXPORTER, "exporter_run_files_rejected", "gauge", "Run files that were found but not trusted or not readable.", "reason"),
 )  # fmt: skip

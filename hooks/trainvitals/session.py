@@ -71,6 +71,8 @@ class Session:
         self.run = run
         self.active = True
         self.hook_seconds = 0.0
+        # What part of it was for work that a run does a few times only.
+        self.seconds_once = 0.0
         # The share of the training's time that the hooks may take.
         self.overhead = run.options.overhead
         self.writer: RunFileWriter | None = None
@@ -89,18 +91,26 @@ class Session:
         if self._armed:
             return self.writer
         self._armed = True
-        self.training_thread = get_ident()
-        self.writer = self._create("rank")
-        self._endings.watch_signals()
-        if self.writer is not None:
-            endings.record_state(self.writer, "running")
-            self.writer.slot("trainvitals_series_dropped_total", reason="run_file_full")  # there is room for it now
-            for hook, errors in self._errors.items():  # from before there was a file to count them in
-                if errors:
-                    self.writer.set("trainvitals_hook_errors_total", float(errors), hook=hook)
-            for action in self.on_armed:
-                self.guarded("armed", lambda now, action=action: action(self.writer))()
+        try:
+            self._begin()
+        finally:
+            if not self.active:  # ended meanwhile, by a signal handler or another thread
+                self._let_go()
         return self.writer
+
+    def _begin(self) -> None:
+        self.training_thread = get_ident()
+        writer = self.writer = self._create("rank")
+        if writer is None:
+            return
+        self._endings.watch_signals()
+        endings.record_state(writer, "running")
+        writer.slot("trainvitals_series_dropped_total", reason="run_file_full")  # there is room for it now
+        for hook, errors in self._errors.items():  # from before there was a file to count them in
+            if errors:
+                writer.set("trainvitals_hook_errors_total", float(errors), hook=hook)
+        for action in self.on_armed:
+            self.guarded("armed", lambda now, action=action: action(writer))()
 
     def on_training_thread(self) -> bool:
         """Whether the calling thread is the one that trains. A thread that takes over from an ended one is."""
@@ -146,13 +156,17 @@ class Session:
         if not self.active:
             return
         self.active = False
+        self._let_go()
+
+    def _let_go(self) -> None:
         end = self._endings.seen()
         self._endings.uninstall()
         writer, self.writer = self.writer, None
         if writer is not None:
-            with contextlib.suppress(RunFileFull):
+            with contextlib.suppress(Exception):
                 endings.record(writer, end)
-            writer.close()
+            with contextlib.suppress(Exception):
+                writer.close()
 
     def abandon(self) -> None:
         """Let go without a trace: after a fork, the file and the signals are the parent's."""

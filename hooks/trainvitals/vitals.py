@@ -268,10 +268,12 @@ class Vitals:
         self._passes_trained: weakref.ref[Any] | None = None
         self._pass_counted = False
         self._steps_since_fetch = 0
-        # batches not yet trained on; how many were fetched since the last backward; who is asked for several at once
+        # batches that are not trained on yet, and those of an iterator that waits for an evaluation's end
         self._ahead: deque[Batch] = deque(maxlen=_MAX_AHEAD)
+        self._in_hand: tuple[weakref.ref[Any] | None, tuple[Batch, ...]] = None, ()
+        # how many were fetched since the last backward; whether training fetches those of a step together
         self._fetched_at_once = 0
-        self._groups: weakref.ref[Any] | None = None
+        self._in_groups = False
         self._pass_ended = False
         self._on_last_batch = False
         self._backwards = 0
@@ -344,14 +346,17 @@ class Vitals:
         self.passed(now, OTHER)
         self.fetching = True
         key = id(iterator)
+        begins = True
         if self._trained:
             self._backwards_per_fetch = self._backwards
+            self._in_groups = self._in_groups and self._fetched_at_once > 1
             self._iteration_ends(now)
             self._fetched_at_once = 0
             if len(self._ahead) > 1:  # one is in hand while another is trained on; more were skipped
                 self._ahead.clear()
         elif key in self._asked:
-            if self._groups is None or self._groups is not self._leader:
+            begins = not self._in_groups
+            if begins:
                 self._set_aside()
                 if self._ahead and self._passes_trained is self._leader:  # the batch in its turn was skipped
                     self._ahead.popleft()
@@ -367,10 +372,19 @@ class Vitals:
         self._asked = {key}
         self._pass_ended = False
         if self._leader is None or self._leader() is not iterator:
-            self._leader = weakref.ref(iterator)
-            self._ahead.clear()
-            self._fetched_at_once = 0
-        self._boundary = now
+            self._follow(iterator)
+        if begins:
+            self._boundary = now
+
+    def _follow(self, iterator: Any) -> None:
+        """Another iterator leads now. What training has in hand waits for it to be back from an evaluation."""
+        if self._passes_trained is not None and self._passes_trained is self._leader:
+            self._in_hand = self._leader, tuple(self._ahead)
+        self._leader = weakref.ref(iterator)
+        of, in_hand = self._in_hand
+        self._ahead.clear()
+        self._ahead.extend(in_hand if of is self._leader else ())
+        self._fetched_at_once = 0
 
     def _is_new_leader(self, iterator: Any) -> bool:
         """Whether the iterator that is asked now takes over from an evaluation: from one that was asked again and again
@@ -418,7 +432,7 @@ class Vitals:
             return self._backwards >= self._backwards_per_fetch
         if self._fetched_at_once < 2 or not self._ahead or self._stepped:
             return False
-        self._groups = self._leader
+        self._in_groups = True
         self._backwards_per_fetch = self._backwards
         return True
 

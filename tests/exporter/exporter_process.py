@@ -53,8 +53,9 @@ class ExporterProcess:
     """A running exporter, on a free port of its own choice."""
 
     def __init__(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trainvitals_exporter", "--listen", "127.0.0.1:0", *arguments],
+            [sys.executable, "-m", "trainvitals_exporter", *listen, *arguments],
             env={**os.environ, **(env or {})},
             stderr=subprocess.PIPE,
             text=True,

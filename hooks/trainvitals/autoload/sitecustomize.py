@@ -1,60 +1,61 @@
 """Attaches trainvitals to each Python process of a run.
 
 `trainvitals run` puts this folder on PYTHONPATH, which every child inherits, however it is started; Python imports a
-module of this name at its start. Nothing here may ever keep the script from starting.
+module of this name at its start. Nothing here may ever keep the script from starting, nor slow down the start of the
+many processes that train nothing: no module is imported that Python has not loaded by then.
 """
 
-import importlib.machinery
-import importlib.util
 import os
 import sys
-from pathlib import Path
-from types import ModuleType
 
-_HERE = Path(__file__).resolve().parent
+_HERE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 (pathlib is no cheap import)
 
 
 def _attach() -> None:
     if sys.version_info < (3, 10) or "TRAINVITALS_RUN_ID" not in os.environ:
         return
-    # From beside this file, not from sys.path: the script's interpreter need not have trainvitals installed.
-    package = _HERE.parent
     if "trainvitals" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "trainvitals", package / "__init__.py", submodule_search_locations=[str(package)]
-        )
-        if spec is None or spec.loader is None:
-            raise ImportError(f"no trainvitals in {package}")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["trainvitals"] = module
-        spec.loader.exec_module(module)
+        # From beside this file: the script's interpreter need not have trainvitals installed.
+        sys.path.insert(0, os.path.dirname(os.path.dirname(_HERE)))  # noqa: PTH120
+        try:
+            import trainvitals  # noqa: F401 (it imports nothing else, so the path is not for others)
+        finally:
+            del sys.path[0]
     from trainvitals import imports
 
     imports.when_imported("torch", _attach_to_torch)
 
 
-def _attach_to_torch(module: ModuleType) -> None:
+def _attach_to_torch(module: object) -> None:
     # Imported no earlier, so that processes which never import torch do not pay for it.
     try:
-        from trainvitals import attachment, session
+        from trainvitals import attachment, options, session
 
-        attachment.start(session.Run.from_environment())
+        if not options.disabled():
+            attachment.start(session.Run.from_environment())
     except Exception as error:
         _tell(error)
 
 
 def _tell(error: Exception) -> None:
-    sys.stderr.write(f"trainvitals: this process is not being recorded: {error!r}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"trainvitals: this process is not being recorded: {error!r}\n")
 
 
 def _run_the_other_sitecustomize() -> None:
     """The one that Python would have found without us."""
-    path = [entry for entry in sys.path if Path(entry).resolve() != _HERE]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", path)
-    if spec is not None and spec.loader is not None:
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["sitecustomize"] = module
-        spec.loader.exec_module(module)
+    ours = sys.modules.pop("sitecustomize")
+    places = [place for place, entry in enumerate(sys.path) if os.path.realpath(entry or ".") == _HERE]
+    hidden = [sys.path.pop(place) for place in reversed(places)]
+    try:
+        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            raise
+    finally:
+        sys.modules.setdefault("sitecustomize", ours)
+        for place in places:
+            sys.path.insert(place, hidden.pop())
 
 
 try:
