@@ -16,6 +16,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Final
 
 from trainvitals.rundir import LOG_SUFFIX
@@ -24,6 +25,8 @@ from trainvitals.session import Session
 from trainvitals.vitals import Anomaly, Batch, Vitals
 
 _INFO: Final = "trainvitals_anomaly_info"
+# Of a NaN that stays, the first steps tell where it came from.
+_FIRST_SHOWN: Final = 2
 _SHOWN: Final = 8
 # Together, these keep the log file under a mebibyte.
 _MAX_RECORDED: Final = 100
@@ -65,13 +68,14 @@ class Recorder:
     ) -> None:
         self._session = session
         self._vitals = vitals
-        self._name = name
+        self._name = session.guarded("parameter_names", lambda now, parameters: self._timed(name, parameters))
         self._read = read
         self._storms: dict[tuple[str, str, str], _Storm] = {}
         self._recorded = 0
-        self._shown: deque[dict[str, str]] = deque()
+        self._shown: list[dict[str, str]] = []
         self._batches: deque[tuple[int, Batch]] = deque(maxlen=_MAX_BATCHES)
         self._log = session.guarded("anomaly_log", lambda now, writer, entry: _append(writer, entry))
+        self._ask = session.guarded("anomalies", lambda now, evidence: evidence())
         self._guarded_finish = session.guarded("anomalies", lambda now, *found: self._finish(*found))
         vitals.on_training_fetch.append(self._keep_batch)
         vitals.on_anomaly.append(session.guarded("anomalies", self._seen))
@@ -93,7 +97,7 @@ class Recorder:
         storm.left_out = 0
         if self._recorded == _MAX_RECORDED:
             entry["note"] = f"the last one: of this process, {_MAX_RECORDED} anomalies are logged"
-        evidence = anomaly.evidence() if anomaly.evidence is not None else None
+        evidence = self._ask(anomaly.evidence) if anomaly.evidence is not None else None
         if evidence is None:
             self._record(anomaly, entry)
             return
@@ -146,14 +150,23 @@ class Recorder:
         if norms is None:
             self._record(anomaly, entry)
             return
+        norms = _scaled_to(anomaly.value, norms)
         worst = _worst(norms, anomaly.kind)
-        names = self._name([parameters[place] for place in worst])
+        names = self._name([parameters[place] for place in worst]) or ["?"] * len(worst)
         entry["parameters"] = [
             {"name": name, "norm": _number(norms[place])} for name, place in zip(names, worst, strict=True)
         ]
         entry["parameters_not_finite"] = sum(not math.isfinite(norm) for norm in norms)
         entry["parameters_in_all"] = len(norms)
         self._record(anomaly, entry)
+
+    def _timed(self, name: Callable[[Sequence[Any]], list[str]], parameters: Sequence[Any]) -> list[str]:
+        """Names, the search for which is no reason to measure less: it is over, and now it is that steps matter."""
+        start = perf_counter()
+        try:
+            return name(parameters)
+        finally:
+            self._session.seconds_once += perf_counter() - start
 
     def _record(self, anomaly: Anomaly, entry: dict[str, Any]) -> None:
         writer = self._session.writer
@@ -173,7 +186,13 @@ class Recorder:
         writer.set(_INFO, 1.0, **labels)
         self._shown.append(labels)
         if len(self._shown) > _SHOWN:
-            writer.retire(_INFO, **self._shown.popleft())
+            writer.retire(_INFO, **self._shown.pop(_FIRST_SHOWN))
+
+
+def _scaled_to(total: float, norms: list[float]) -> list[float]:
+    """The norms whose 2-norm is `total`. Clipping by norm may have made all of them smaller since it was measured."""
+    now = math.hypot(*norms)
+    return [norm / now * total for norm in norms] if 0 < now < math.inf and math.isfinite(total) else norms
 
 
 def _worst(norms: Sequence[float], kind: str) -> list[int]:

@@ -15,6 +15,10 @@ from typing import Final
 from trainvitals import runfile
 
 ENVIRONMENT: Final = "TRAINVITALS_RUN_DIR"
+# A process's log file has the name of its run file, but for this.
+LOG_SUFFIX: Final = ".log"
+# Its reports on running out of GPU memory: what happened, and PyTorch's own snapshot.
+OUT_OF_MEMORY_SUFFIXES: Final = (".oom.json", ".oom.pickle")
 # Long enough for every scrape and every look the next morning; then the user's next run removes the file.
 _KEEP_DEAD_SECONDS: Final = 24 * 3600.0
 
@@ -30,7 +34,7 @@ def own() -> Path:
     """
     chosen = os.environ.get(ENVIRONMENT)
     if chosen:
-        return Path(chosen)
+        return Path(chosen).absolute()  # the script may change to another folder
     if not hasattr(os, "getuid"):
         return Path(tempfile.gettempdir()) / "trainvitals"
     uid = os.getuid()
@@ -116,7 +120,12 @@ def _remove_old(directory: Path) -> None:
         return
     for path in paths:
         with contextlib.suppress(OSError, runfile.InvalidRunFile):
-            if path.suffix != runfile.SUFFIX or time.time() - path.stat().st_mtime < _KEEP_DEAD_SECONDS:
+            if time.time() - path.stat().st_mtime < _KEEP_DEAD_SECONDS:
+                continue
+            if path.name.endswith(OUT_OF_MEMORY_SUFFIXES):
+                path.unlink()
+            if path.suffix != runfile.SUFFIX:
                 continue
             if runfile.read(path, path.stat().st_uid).alive_pid is None:
                 path.unlink()
+                path.with_suffix(LOG_SUFFIX).unlink(missing_ok=True)

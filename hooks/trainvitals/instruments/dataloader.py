@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler, WeightedRandomSampler
 from torch.utils.data import dataloader as torch_dataloader
 
 from trainvitals.dataset_files import places_of
@@ -16,6 +16,7 @@ from trainvitals.instruments import Context
 from trainvitals.runfile import RunFileWriter
 from trainvitals.vitals import Batch
 
+_PLAIN_SAMPLERS = (DistributedSampler, RandomSampler, SequentialSampler, WeightedRandomSampler)
 _DATASET_INFO = "trainvitals_dataloader_dataset_info"
 
 
@@ -30,12 +31,17 @@ class _Source:
         self.asked: deque[Any] = deque(maxlen=_most_on_their_way(iterator))
         self._batched = iterator._auto_collation
         self._has_workers = iterator._num_workers > 0
+        self._length: int | None = None
 
     def fetched(self, iterator: Any) -> Batch:
         """The batch that has just been fetched."""
         number = iterator._num_yielded - 1
+        if number == 0:
+            self._length = _length_of(iterator._index_sampler)
+        last = number + 1 == self._length
         later = iterator._send_idx - iterator._rcvd_idx if self._has_workers else 0
-        return Batch(number, *self._contents(self.asked[-1 - later])) if later < len(self.asked) else Batch(number)
+        contents = self._contents(self.asked[-1 - later]) if later < len(self.asked) else (None, None)
+        return Batch(number, *contents, last)
 
     def _contents(self, index: Any) -> tuple[Sequence[Any] | None, int | None]:
         """The dataset's indices in a batch, and how many samples these are."""
@@ -106,7 +112,8 @@ class _Fetches:
         prefetched, persistent = (iterator._prefetch_factor, iterator._persistent_workers) if workers else (None, None)
         _set_or_retire(writer, "trainvitals_dataloader_prefetch_factor", prefetched)
         _set_or_retire(writer, "trainvitals_dataloader_persistent_workers", persistent)
-        self._index_sampler = weakref.ref(sampler)
+        if hasattr(sampler, "__weakref__"):  # not a list, say, which has no epoch either
+            self._index_sampler = weakref.ref(sampler)
 
     def _tell_places(self, now: float, writer: RunFileWriter, dataset: Any) -> None:
         if self._dataset == id(dataset):
@@ -129,6 +136,12 @@ class _Fetches:
             told = [getattr(each, "epoch", None) for each in _samplers_in(sampler)]
             self._epoch = max((epoch for epoch in told if type(epoch) is int), default=0)
         return self._epoch
+
+
+def _length_of(sampler: Any) -> int | None:
+    """How many batches there are in a pass; None where to ask could do more than tell (a script's own sampler)."""
+    plain = type(sampler) is BatchSampler and type(sampler.sampler) in _PLAIN_SAMPLERS
+    return len(sampler) if plain else None
 
 
 def _samplers_in(sampler: Any) -> list[Any]:

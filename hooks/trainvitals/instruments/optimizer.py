@@ -15,6 +15,7 @@ from torch.optim import optimizer as torch_optimizer
 from trainvitals.governor import Governor
 from trainvitals.instruments import Context
 from trainvitals.instruments.backward import Losses
+from trainvitals.instruments.compiled_steps import CompiledSteps
 from trainvitals.instruments.device_values import DeviceValues, Reading, capturing
 from trainvitals.vitals import Moment, OptimizerVitals
 
@@ -96,6 +97,8 @@ class Gradients:
         self._before_clipping: dict[int, tuple[int, _Norm]] = {}
         self._norms: dict[int, _Norm | None] = {}
         self._steps_to_go: dict[int, int] = {}
+        self._compiled: dict[int, weakref.ref[Any]] = {}
+        self.compiled_steps = CompiledSteps()
         self.stepped = False
 
     def step_begins(self, now: float, optimizer: Any) -> None:
@@ -137,10 +140,33 @@ class Gradients:
             else:
                 vitals.stepped()
                 norm.reading.then(lambda value: vitals.gradient_norm(value, moment, norm.evidence))
-            self._report_learning_rates(vitals, optimizer)
+            if key not in self._compiled:
+                self._report_learning_rates(vitals, optimizer)
             self._plan(key, vitals, measured=norm is not None)
         self._vitals.step_ends(now, optimizer)
-        self._governor.step(now, self._session.hook_seconds)
+        self._governor.step(now, self._session.hook_seconds - self._session.seconds_once)
+
+    def compiled_step_ends(self, now: float) -> None:
+        """An optimizer has made a step in compiled code, at some time since the last event."""
+        optimizer, self.compiled_steps.newest = self.compiled_steps.newest, None
+        self._losses.on_end = self._backward_ends
+        key = id(optimizer)
+        self._compiled[key] = self._stepping = weakref.ref(optimizer)
+        self._norms[key] = self._before_clipping.pop(key, (0, None))[1]
+        self.step_ends(now, optimizer)
+
+    def _backward_ends(self) -> None:
+        """The last chance to see the gradients and rates that compiled code will use: a scheduler may come after it."""
+        for key, reference in list(self._compiled.items()):
+            optimizer = reference()
+            if optimizer is None:
+                del self._compiled[key]
+                continue
+            if self._is_due(key) and (norm := self._measure(optimizer)) is not None:
+                self._before_clipping[key] = (self._losses.count, norm)
+            vitals = self._vitals.optimizer(optimizer, self._describe)
+            if vitals is not None:
+                self._report_learning_rates(vitals, optimizer)
 
     def skipped(self, now: float, optimizer: Any) -> None:
         """The GradScaler left out the optimizer's step."""
@@ -215,17 +241,20 @@ class Gradients:
     def _of_clipping(self, reference: weakref.ref[Any], total_norm: torch.Tensor) -> _Norm:
         """The norm that torch's clipping function has measured; it clips all gradients by the same factor."""
         reading = self._values.read(total_norm)
-        known_at_once = reading.value is not None
+        total = reading.value
 
         def evidence() -> NormsOfParameters | None:
             optimizer = reference()
-            if optimizer is None or not known_at_once:  # by now, these are the gradients of another step
+            if optimizer is None or total is None:  # by now, these are the gradients of another step
                 return None
             with torch.no_grad():
                 measured = parameter_norms(optimizer)
                 return NormsOfParameters(measured.parameters, [float(norm) for norm in measured.norms])
 
-        return _Norm(reading, evidence)
+        if total is None or math.isfinite(total):
+            return _Norm(reading, evidence)
+        found = evidence()  # clipping by NaN makes all of them NaN
+        return _Norm(reading, lambda: found)
 
     def _report_loss(self, vitals: OptimizerVitals, moment: Moment) -> None:
         accumulated = self._vitals.accumulated
@@ -276,9 +305,13 @@ def install(context: Context, values: DeviceValues, losses: Losses) -> Gradients
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
         end(optimizer)
 
+    steps = gradients.compiled_steps
+    report = context.session.guarded("optimizer", gradients.compiled_step_ends)
+    context.vitals.overdue = lambda: None if steps.newest is None else report()
+    before_step, after_step = steps.hooks(before, after)
     for handle in (
-        torch_optimizer.register_optimizer_step_pre_hook(before),
-        torch_optimizer.register_optimizer_step_post_hook(after),
+        torch_optimizer.register_optimizer_step_pre_hook(before_step),
+        torch_optimizer.register_optimizer_step_post_hook(after_step),
     ):
         context.patches.on_undo(handle.remove)
     return gradients
