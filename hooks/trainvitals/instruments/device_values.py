@@ -19,17 +19,21 @@ from trainvitals.instruments import Context
 _IN_FLIGHT: Final = 256
 
 
+# absent in some versions
+_is_functorch_wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", lambda tensor: False)
+
+
 def capturing() -> bool:
     """Whether a CUDA graph is being captured: whatever is done then is replayed for ever, or breaks the capture."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]  # of torch
 
 
 @functools.lru_cache(maxsize=256)
-def holds_values(kind: type) -> bool:
+def holds_values(kind: Any) -> bool:
     """Whether tensors of this class are just that. Others decide themselves what an operator does: a DTensor's value
     would need a collective, which could hang, and a FakeTensor has none.
     """
-    return kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__ and not hasattr(kind, "to_local")  # type: ignore[attr-defined]  # of tensors only
+    return kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__ and not hasattr(kind, "to_local")
 
 
 class Reading:
@@ -67,7 +71,8 @@ class DeviceValues:
         self._free: list[torch.Tensor] = []
         # An event belongs to the device that it was first recorded on.
         self._events: dict[torch.device, list[Any]] = {}
-        self._unsupported: set[str] = {"meta", "mps"}  # no values; no memory that a copy could go to unwatched
+        # Kinds of devices, and whether values can be read from them: one has none, another no such memory to copy to.
+        self._supported = {"cuda": True, "meta": False, "mps": False}
         self._waiting: deque[tuple[torch.device, Any, torch.Tensor, Reading]] = deque()
         context.vitals.on_iteration.append(lambda now, writer: self.drain())
 
@@ -101,7 +106,7 @@ class DeviceValues:
         if capturing():
             return Reading()
         self.drain()
-        if device.type in self._unsupported:
+        if not self._supports(device):
             return self._leave_out("device_not_supported")
         if not _can_be_copied(tensor):
             return self._leave_out("no_value")
@@ -111,9 +116,7 @@ class DeviceValues:
 
     def _copy(self, tensor: torch.Tensor, device: torch.device) -> Reading:
         events = self._events.setdefault(device, [])
-        event = events.pop() if events else self._new_event(device)
-        if event is None:
-            return self._leave_out("device_not_supported")
+        event = events.pop() if events else _new_event(device)
         place = self._free.pop()
         try:
             with torch.no_grad():
@@ -126,17 +129,18 @@ class DeviceValues:
         self._waiting.append((device, event, place, reading))
         return reading
 
-    def _new_event(self, device: torch.device) -> Any:
-        if device.type == "cuda":
-            return torch.cuda.Event()  # type: ignore[no-untyped-call]  # of torch
-        try:
-            event = torch.Event(device.type)
-            event.record(_current_stream(device))
-            event.query()
-        except (AttributeError, RuntimeError, TypeError, NotImplementedError):
-            self._unsupported.add(device.type)
-            return None
-        return event
+    def _supports(self, device: torch.device) -> bool:
+        """Whether what a reading needs works on this kind of device. Tried once."""
+        if device.type not in self._supported:
+            try:
+                torch.zeros(1, device="cpu", pin_memory=True)
+                event = _new_event(device)
+                event.record(_current_stream(device))
+                event.query()
+                self._supported[device.type] = True
+            except (AttributeError, RuntimeError, TypeError):
+                self._supported[device.type] = False
+        return self._supported[device.type]
 
     def _room(self) -> bool:
         if self._buffer is None:
@@ -158,9 +162,13 @@ def _can_be_copied(tensor: torch.Tensor) -> bool:
         tensor.layout is torch.strided
         and not tensor.is_complex()
         and not tensor.is_quantized
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not _is_functorch_wrapped(tensor)
         and tensor.numel() == 1
     )
+
+
+def _new_event(device: torch.device) -> Any:
+    return torch.cuda.Event() if device.type == "cuda" else torch.Event(device.type)  # type: ignore[no-untyped-call]  # of torch
 
 
 def _current_stream(device: torch.device) -> Any:
