@@ -142,10 +142,14 @@ class OptimizerVitals:
             slot = self._learning_rates[group] = self._writer.slot("trainvitals_learning_rate", value, **labels)
         self._values[slot] = value
 
+    def is_usual_loss(self, value: float) -> bool:
+        """Whether a loss is neither a spike nor NaN or infinite."""
+        return -self._loss_limit <= value <= self._loss_limit
+
     def loss(self, value: float, moment: Moment) -> None:
         """The loss of a step, also of a skipped one."""
         self._losses.append(value)
-        if not -self._loss_limit <= value <= self._loss_limit:
+        if not self.is_usual_loss(value):
             kind = "spike" if math.isfinite(value) else "nonfinite"
             self._anomaly("loss", kind, value, self._loss_baseline.median, moment)
         if len(self._losses) >= _SETTLE_AT:
@@ -496,17 +500,20 @@ class Vitals:
         """Iterations whose gradients a step that ends now uses; None where there are no fetches to count."""
         return self._iterations_without_step + 1 if self._fetches else None
 
+    def known(self, optimizer: Any) -> OptimizerVitals | None:
+        """The vitals of this optimizer, None before its first step."""
+        reference, vitals = self._optimizers.get(id(optimizer), (None, None))
+        return vitals if reference is not None and reference() is optimizer else None
+
     def optimizer(self, optimizer: Any, describe: Callable[[Any], tuple[str, int]]) -> OptimizerVitals | None:
         """The vitals of this optimizer, made at its first step; `describe` gives its class's name and its parameters.
 
         The label of an optimizer that is gone goes to the next new one of its kind: a second training in this process
         continues the series of the first.
         """
-        known = self._optimizers.get(id(optimizer))
-        if known is not None and known[0]() is optimizer:
-            return known[1]
-        if self._writer is None:
-            return None
+        known = self.known(optimizer)
+        if known is not None or self._writer is None:
+            return known
         reference = weakref.ref(optimizer)
         about = describe(optimizer)
         free = (place for place, (earlier, like) in enumerate(self._labels) if earlier() is None and like == about)

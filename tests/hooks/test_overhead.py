@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from trainvitals.runfile import RunFile
 
 from tests.conftest import Launcher
@@ -71,3 +73,30 @@ def test_an_episode_lasts_until_the_norm_is_well_back(launcher: Launcher) -> Non
     factors = "[1.0] * 100 + [20.0, 6.0, 6.0, 1.0] + [1.0] * 20 + [6.0] * 5"
     rank = train(launcher, f"for f in {factors}: step(f)\n", overhead="1")
     assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 3
+
+
+def test_a_step_with_an_odd_loss_is_measured_out_of_turn(launcher: Launcher) -> None:
+    text = "for i in range(400): step(5000.0 if i % 100 == 53 else 1.0)\n"
+    rank = train(launcher, UNTIL_SETTLED + text)
+    assert (interval(rank) or 0) > 8
+    assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 4
+
+
+def test_skipped_steps_of_a_fused_optimizer_are_told_from_made_ones_without_a_norm(launcher: Launcher) -> None:
+    # the square root at 0: a usual loss with gradients that are not finite
+    result = launcher.python("""
+import json, time, torch
+p = torch.nn.Parameter(torch.ones(3)); o = torch.optim.AdamW([p], lr=0.0, fused=True)
+scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+end, made, skipped = time.time() + 3, 0, 0
+while time.time() < end:
+    odd = (made + skipped) % 100 == 77
+    o.zero_grad(); loss = (p - p.detach()).sqrt().sum() if odd else (p - 1).square().sum()
+    scaler.scale(loss).backward(); scaler.step(o); scaler.update(4.0)
+    made += not odd; skipped += odd
+print(json.dumps([made, skipped]))
+""")
+    made, skipped = json.loads(result.stdout)
+    assert (interval(result.rank) or 0) > 8
+    assert result.rank.value("trainvitals_optimizer_steps_total", optimizer="0") == made
+    assert result.rank.value("trainvitals_amp_skipped_steps_total", optimizer="0") == skipped

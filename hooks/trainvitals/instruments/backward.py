@@ -25,6 +25,7 @@ class Losses:
         self._vitals = context.vitals
         self._values = values
         self._under_way = False
+        self.on_end: Callable[[], None] | None = None
 
     def scaled(self, now: float, loss: Any, result: Any) -> None:
         """The GradScaler turned `loss` into `result`, which is about to be differentiated."""
@@ -49,6 +50,8 @@ class Losses:
         self._under_way = False  # also when another thread has become the one that trains
         if self._session.on_training_thread():
             self._vitals.backward_ends(now)
+            if self.on_end is not None:
+                self.on_end()
 
     def _unscaled(self, root: Any) -> torch.Tensor | None:
         """The loss that a backward from `root` is of; None where it is not known."""

@@ -119,7 +119,7 @@ class Gradients:
         if key not in self._seen and not self._clipped_unknown.isdisjoint(map(id, parameters_of(optimizer))):
             return  # before its first step nobody knew whose parameters were clipped
         _, norm = self._before_clipping.pop(key, (0, None))
-        self._norms[key] = self._measure(optimizer) if norm is None and self._is_due(key) else norm
+        self._norms[key] = self._measure(optimizer) if norm is None and self._is_due(optimizer) else norm
 
     def step_ends(self, now: float, optimizer: Any) -> None:
         """An optimizer has made its step, or, if it is fused, has been told by the GradScaler to skip it."""
@@ -133,13 +133,12 @@ class Gradients:
         if vitals is not None:
             moment = self._vitals.moment(now)
             self._report_loss(vitals, moment)
-            if norm is None:
-                vitals.stepped()
-            elif getattr(optimizer, "found_inf", None) is not None:
-                norm.reading.then(lambda value: _fused_step(vitals, value, moment, norm.evidence))
-            else:
-                vitals.stepped()
-                norm.reading.then(lambda value: vitals.gradient_norm(value, moment, norm.evidence))
+            found_inf = getattr(optimizer, "found_inf", None)
+            if found_inf is None:
+                _report_step(vitals, moment, norm)
+            else:  # called in any case, a fused optimizer skips by itself where the scaler found what is not finite
+                reading = self._values.read(found_inf)
+                reading.then(lambda found: vitals.skipped() if found else _report_step(vitals, moment, norm))
             if key not in self._compiled:
                 self._report_learning_rates(vitals, optimizer)
             self._plan(key, vitals, measured=norm is not None)
@@ -162,7 +161,7 @@ class Gradients:
             if optimizer is None:
                 del self._compiled[key]
                 continue
-            if self._is_due(key) and (norm := self._measure(optimizer)) is not None:
+            if self._is_due(optimizer) and (norm := self._measure(optimizer)) is not None:
                 self._before_clipping[key] = (self._losses.count, norm)
             vitals = self._vitals.optimizer(optimizer, self._describe)
             if vitals is not None:
@@ -193,15 +192,19 @@ class Gradients:
             if self._before_clipping.get(key, (0,))[0] != self._losses.count:
                 whole = own == clipped
                 norm = self._of_clipping(reference, total_norm) if whole and total_norm is not None else None
-                if norm is None and self._is_due(key):
+                if norm is None and self._is_due(optimizer):
                     norm = self._measure(optimizer)
                 if norm is not None:
                     self._before_clipping[key] = (self._losses.count, norm)
         if not owned:
             self._clipped_unknown |= clipped
 
-    def _is_due(self, key: int) -> bool:
-        return self._steps_to_go.get(key, 0) <= 0
+    def _is_due(self, optimizer: Any) -> bool:
+        """Whether to measure at this step: in its turn, and wherever the loss is out of the usual."""
+        if self._steps_to_go.get(id(optimizer), 0) <= 0:
+            return True
+        vitals, loss = self._vitals.known(optimizer), self._losses.newest
+        return not (vitals is None or loss is None or loss.value is None or vitals.is_usual_loss(loss.value))
 
     def _plan(self, key: int, vitals: OptimizerVitals, *, measured: bool) -> None:
         """When to measure next."""
@@ -280,15 +283,10 @@ class Gradients:
         return type(optimizer).__name__, sum(parameter.numel() for parameter in parameters)
 
 
-def _fused_step(
-    vitals: OptimizerVitals, norm: float, moment: Moment, evidence: Callable[[], NormsOfParameters | None]
-) -> None:
-    # A fused optimizer is called in any case and skips by itself where the scaler found a value that is not finite.
-    if norm - norm == 0:
-        vitals.stepped()
-        vitals.gradient_norm(norm, moment, evidence)
-    else:
-        vitals.skipped()
+def _report_step(vitals: OptimizerVitals, moment: Moment, norm: _Norm | None) -> None:
+    vitals.stepped()
+    if norm is not None:
+        norm.reading.then(lambda value: vitals.gradient_norm(value, moment, norm.evidence))
 
 
 def install(context: Context, values: DeviceValues, losses: Losses) -> Gradients:
