@@ -39,6 +39,15 @@ def test_named_metrics_and_targets_exist(page: Path) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_each_test_that_the_coverage_names_exists() -> None:
+    page = (REPOSITORY / "docs" / "coverage.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 40
+    for file, test in named:
+        text = (REPOSITORY / "tests" / "hooks" / file).read_text(encoding="utf-8")
+        assert f"\ndef {test}(" in text, f"{file}::{test}"
+
+
 def test_public_python_api() -> None:
     import trainvitals
 

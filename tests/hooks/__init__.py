@@ -1,0 +1,3 @@
+import pytest
+
+pytest.register_assert_rewrite("tests.hooks.together")  # so that its checks tell what they compared

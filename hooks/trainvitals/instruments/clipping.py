@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils import clip_grad
 
 from trainvitals.instruments import Context
+from trainvitals.instruments.compiled_steps import compiling, traceable
 from trainvitals.instruments.optimizer import Gradients
 
 
@@ -21,11 +22,13 @@ def install(context: Context, gradients: Gradients) -> None:
 
     def clips(original: Callable[..., Any]) -> Callable[..., Any]:
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            if compiling():
+                return original(parameters, *args, **kwargs)
             parameters = materialized(parameters)
             before(parameters, None)
             return original(parameters, *args, **kwargs)
 
-        return clip
+        return traceable(clip)
 
     context.patches.wrap(clip_grad, "clip_grad_value_", clips)
     context.patches.wrap(torch.nn.utils, "clip_grad_value_", lambda _: clip_grad.clip_grad_value_)
@@ -43,13 +46,17 @@ def _watch_inner_functions(context: Context, before: Callable[..., Any]) -> None
     def measures(original: Callable[..., Any]) -> Callable[..., Any]:
         def get_total_norm(tensors: Any, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
             total_norm = original(tensors, norm_type, *args, **kwargs)
+            if compiling():
+                return total_norm
             measured[0] = total_norm if float(norm_type) == 2.0 else None
             return total_norm
 
-        return get_total_norm
+        return traceable(get_total_norm)
 
     def clips(original: Callable[..., Any]) -> Callable[..., Any]:
         def clip_grads_with_norm(parameters: Any, max_norm: float, total_norm: Any, *args: Any, **kwargs: Any) -> Any:
+            if compiling():
+                return original(parameters, max_norm, total_norm, *args, **kwargs)
             if not isinstance(parameters, (list, torch.Tensor)):
                 parameters = list(parameters)
             known, measured[0] = measured[0], None
@@ -57,7 +64,7 @@ def _watch_inner_functions(context: Context, before: Callable[..., Any]) -> None
                    total_norm if known is total_norm else None)  # fmt: skip
             return original(parameters, max_norm, total_norm, *args, **kwargs)
 
-        return clip_grads_with_norm
+        return traceable(clip_grads_with_norm)
 
     context.patches.wrap(clip_grad, "_get_total_norm", measures)
     context.patches.wrap(clip_grad, "_clip_grads_with_norm_", clips)
