@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Final
 
+from trainvitals.optimizer_vitals import Anomaly, Batch
 from trainvitals.rundir import LOG_SUFFIX
 from trainvitals.runfile import RunFileWriter
 from trainvitals.session import Session
-from trainvitals.vitals import Anomaly, Batch, Vitals
+from trainvitals.vitals import Vitals
 
 _INFO: Final = "trainvitals_anomaly_info"
 # Of a NaN that stays, the first steps tell where it came from.
@@ -78,7 +79,7 @@ class Recorder:
         self._ask = session.guarded("anomalies", lambda now, evidence: evidence())
         self._guarded_finish = session.guarded("anomalies", lambda now, *found: self._finish(*found))
         vitals.on_training_fetch.append(self._keep_batch)
-        vitals.on_anomaly.append(session.guarded("anomalies", self._seen))
+        vitals.optimizers.on_anomaly.append(session.guarded("anomalies", self._seen))
 
     def _keep_batch(self, writer: RunFileWriter) -> None:
         if self._vitals.batch is not None:

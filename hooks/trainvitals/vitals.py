@@ -8,228 +8,27 @@ loop that fetches nothing, an iteration is one step of the optimizer that steppe
 from __future__ import annotations
 
 import bisect
-import math
-import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 from trainvitals import catalogue
-from trainvitals.baselines import Baseline, RollingExtreme
+from trainvitals.optimizer_vitals import Batch, Moment, Optimizers, OptimizerVitals
+from trainvitals.phases import BACKWARD, DATA_WAIT, FORWARD, OPTIMIZER, OTHER, Phases
 from trainvitals.runfile import RunFileWriter
 from trainvitals.session import Session
-
-DATA_WAIT, TRANSFER, FORWARD, BACKWARD, OPTIMIZER, CHECKPOINT, OTHER = range(len(catalogue.PHASES))
 
 # Several updates on one batch (a critic's) are one iteration; this many without a fetch mean that the loader is not the
 # clock of this loop (all batches were fetched beforehand, say).
 _STEPS_WITHOUT_FETCH: Final = 64
 # So many fetched batches are remembered until they are trained on.
 _MAX_AHEAD: Final = 256
-# A gradient norm of over ten times the usual is what clipping and warm-up are meant to prevent; single ones happen on
-# healthy runs, so rules look at how many there are. Where norms by nature vary as widely as that, they also have to be
-# as far out as six standard deviations, of their logarithms.
-_EXPLOSION_FACTOR: Final = 10.0
-_VANISHING_FACTOR: Final = 1000.0
-_DEVIATIONS: Final = 6
-_WIDEST: Final = 1e6
-# What has left the usual is back only when it is this much nearer, so that one episode is not seen as many.
-_HYSTERESIS: Final = 2.0
-_LOSS_SPIKE_FACTOR: Final = 1000.0
-# Losses around zero would otherwise turn their noise into spikes.
-_LOSS_FLOOR: Final = 1e-3
 _MAX_SCALARS: Final = 200
 # What an event leaves to be done is done this often, for all of them together: cold caches make single work dear.
 _COMMIT_SECONDS: Final = 0.05
-_SETTLE_AT: Final = 16
-_ANY: Final = sys.float_info.max
 _RATE_WINDOW_SECONDS: Final = 10
-
-
-class Batch(NamedTuple):
-    """A fetched batch: its `number` in this pass over the data, from 0; where known, the dataset's `indices` in it, and
-    how many `samples` it has; whether it is known to be the `last` of the pass.
-    """
-
-    number: int
-    indices: Sequence[Any] | None = None
-    samples: int | None = None
-    last: bool = False
-
-
-class Moment(NamedTuple):
-    """When a step was made: seconds of perf_counter(), iterations and epochs before it, and its batch."""
-
-    now: float
-    iteration: int
-    epoch: int
-    batch: Batch | None
-
-
-class Anomaly(NamedTuple):
-    """A loss or gradient norm (`name`) that is not normal for its optimizer; `usual` is the median.
-
-    `evidence` returns what the instrument that measured the value knows about it; it has to be asked at once.
-    """
-
-    optimizer: str
-    name: str
-    kind: str
-    value: float
-    usual: float | None
-    moment: Moment
-    evidence: Callable[[], Any] | None
-
-
-class OptimizerVitals:
-    """What is known of one optimizer. `label` is its place in the order of first steps.
-
-    Each value is judged at once against limits; the rest of the work on it waits for `settle()`, because it is several
-    times cheaper for many values at a time.
-    """
-
-    def __init__(self, writer: RunFileWriter, label: str, class_name: str, parameters: int, core: Vitals) -> None:
-        self._writer = writer
-        self._values = writer.values
-        self._label = label
-        self._core = core
-        self._losses: list[float] = []
-        self._loss_baseline = Baseline()
-        self._loss_limit = _ANY
-        self._norms: list[float] = []
-        self._norm_baseline = Baseline()
-        self._norm_limits = (-_ANY, _ANY)
-        self._norm_max = RollingExtreme()
-        self._norm_state = ""
-        self._gauges: dict[str, tuple[int, float]] = {}
-        self._learning_rates: dict[int, int] = {}
-        self._steps = writer.slot("trainvitals_optimizer_steps_total", optimizer=label)
-        self._measured = writer.slot("trainvitals_gradient_norm_measured_steps_total", optimizer=label)
-        self._skipped: int | None = None
-        self._anomalies = {
-            (name, kind): writer.slot(f"trainvitals_{name}_anomalies_total", optimizer=label, kind=kind)
-            for name, kinds in (("loss", catalogue.LOSS_ANOMALIES), ("gradient", catalogue.GRADIENT_ANOMALIES))
-            for kind in kinds
-        }
-        about = {"optimizer": label, "class": class_name, "parameters": str(parameters)}
-        writer.set("trainvitals_optimizer_info", 1.0, **about)
-
-    def stepped(self) -> None:
-        """The optimizer made a step."""
-        self._values[self._steps] += 1
-
-    def skipped(self) -> None:
-        """The GradScaler skipped a step of the optimizer."""
-        if self._skipped is None:
-            self._skipped = self._writer.slot("trainvitals_amp_skipped_steps_total", optimizer=self._label)
-        self._values[self._skipped] += 1
-
-    def accumulated(self, iterations: int) -> None:
-        """So many training batches made the gradients of the step."""
-        self._put("trainvitals_gradient_accumulation_iterations", iterations)
-
-    def measured_every(self, steps: int) -> None:
-        """The gradient norm is measured at one of so many steps."""
-        self._put("trainvitals_gradient_norm_interval_steps", steps)
-
-    def learning_rate(self, group: int, value: float) -> None:
-        """The learning rate of the parameter group number `group`."""
-        slot = self._learning_rates.get(group)
-        if slot is None:
-            labels = {"optimizer": self._label, "group": str(group)}
-            slot = self._learning_rates[group] = self._writer.slot("trainvitals_learning_rate", value, **labels)
-        self._values[slot] = value
-
-    def is_usual_loss(self, value: float) -> bool:
-        """Whether a loss is neither a spike nor NaN or infinite."""
-        return -self._loss_limit <= value <= self._loss_limit
-
-    def loss(self, value: float, moment: Moment) -> None:
-        """The loss of a step, also of a skipped one."""
-        self._losses.append(value)
-        if not self.is_usual_loss(value):
-            kind = "spike" if math.isfinite(value) else "nonfinite"
-            self._anomaly("loss", kind, value, self._loss_baseline.median, moment)
-        if len(self._losses) >= _SETTLE_AT:
-            self.settle(moment.now)
-
-    def gradient_norm(self, value: float, moment: Moment, evidence: Callable[[], Any]) -> None:
-        """The gradient norm of a step; what `evidence` returns goes to whoever looks into an anomaly."""
-        self._norms.append(value)
-        low, high = self._norm_limits
-        if self._norm_state or not low <= value <= high:
-            self._norm_state = self._judge(value)
-            if self._norm_state:
-                usual = self._norm_baseline.median
-                self._anomaly("gradient", self._norm_state, value, usual, moment, evidence)
-        if len(self._norms) >= _SETTLE_AT:
-            self.settle(moment.now)
-
-    def settle(self, now: float) -> None:
-        """Do what is left to do on the values since the last time."""
-        if self._losses:
-            self._put("trainvitals_loss", self._losses[-1])
-            self._loss_baseline.add(map(abs, self._losses))
-            if self._loss_baseline.median is not None:
-                self._loss_limit = _LOSS_SPIKE_FACTOR * max(self._loss_baseline.median, _LOSS_FLOOR)
-            self._losses.clear()
-        if self._norms:
-            self._values[self._measured] += len(self._norms)
-            self._put("trainvitals_gradient_norm", self._norms[-1])
-            self._put("trainvitals_gradient_norm_max", self._norm_max.add(now, _largest(self._norms)))
-            self._norm_baseline.add(self._norms)
-            self._norms.clear()
-            self._limit_norms()
-
-    def _limit_norms(self) -> None:
-        usual, spread = self._norm_baseline.median, self._norm_baseline.spread
-        if usual is None or spread is None:
-            return
-        self._put("trainvitals_gradient_norm_baseline", usual)
-        far = min(spread, _WIDEST) ** _DEVIATIONS
-        # Where all is 0 so far, whatever comes is no explosion.
-        high = usual * max(_EXPLOSION_FACTOR, far) if usual else _ANY
-        self._norm_limits = (usual / max(_VANISHING_FACTOR, far), high)
-
-    def _judge(self, norm: float) -> str:
-        """The kind of anomaly that a gradient norm is, or "" when it is normal."""
-        low, high = self._norm_limits
-        if not math.isfinite(norm):
-            return "nonfinite"
-        if norm > (high / _HYSTERESIS if self._norm_state == "explosion" else high):
-            return "explosion"
-        if norm < (low * _HYSTERESIS if self._norm_state == "vanishing" else low):
-            return "vanishing"
-        return ""
-
-    def _put(self, name: str, value: float) -> None:
-        slot, last = self._gauges.get(name, (None, None))
-        if slot is None:
-            slot = self._writer.slot(name, value, optimizer=self._label)
-        if value != last:
-            self._gauges[name] = (slot, value)
-            self._values[slot] = value
-
-    def _anomaly(
-        self,
-        name: str,
-        kind: str,
-        value: float,
-        usual: float | None,
-        moment: Moment,
-        evidence: Callable[[], Any] | None = None,
-    ) -> None:
-        self._values[self._anomalies[name, kind]] += 1
-        anomaly = Anomaly(self._label, name, kind, value, usual, moment, evidence)
-        for action in self._core.on_anomaly:
-            action(anomaly)
-
-
-def _largest(values: list[float]) -> float:
-    """The largest value, NaN only where there is nothing else: max() of a list with NaN depends on the order."""
-    return max((value for value in values if value == value), default=math.nan)
 
 
 class _Histogram:
@@ -254,10 +53,10 @@ class Vitals:
         self._session = session
         self._writer: RunFileWriter | None = None
         self._values: memoryview[float]
-        self._mark: float | None = None
+        self.phases = Phases()
+        self.passed = self.phases.passed
+        self.optimizers = Optimizers()
         self._boundary: float | None = None
-        self._pending = [0.0] * len(catalogue.PHASES)
-        self._kept = self._pending.copy()
         self._commit_due = 0.0
         self._slow = True  # until an iteration was seen that is not
         self._last_end = 0.0
@@ -285,8 +84,6 @@ class Vitals:
         self._stepped = False
         self._iterations_without_step = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS + 1)
-        self._optimizers: dict[int, tuple[weakref.ref[Any], OptimizerVitals]] = {}
-        self._labels: list[tuple[weakref.ref[Any], tuple[str, int]]] = []
         self._first_optimizer: weakref.ref[Any] | None = None
         self._scalars: dict[str, int] = {}
         # training batches and passes over the data that are done
@@ -309,15 +106,11 @@ class Vitals:
         # once a second or less, at an iteration's end
         self.on_second: list[Callable[[float, RunFileWriter], None]] = []
         self.on_epoch: list[Callable[[float, RunFileWriter], None]] = []
-        self.on_anomaly: list[Callable[[Anomaly], None]] = []
         self.on_finish: list[Callable[[], None]] = []
-        # told of each phase that has just ended, by its number
-        self.on_phase: Callable[[int], None] | None = None
         session.on_armed.append(self._armed)
 
     def _armed(self, writer: RunFileWriter) -> None:
         self._writer, self._values = writer, writer.values
-        self._phases = [writer.slot("trainvitals_phase_seconds_total", phase=phase) for phase in catalogue.PHASES]
         self._iterations = writer.slot("trainvitals_iterations_total")
         self._epoch = writer.slot("trainvitals_epoch")
         self._heartbeat = writer.slot("trainvitals_heartbeat_timestamp_seconds", time.time())
@@ -331,14 +124,6 @@ class Vitals:
         """A sign of life."""
         if self._writer is not None:
             self._values[self._heartbeat] = time.time()
-
-    def passed(self, now: float, phase: int) -> None:
-        """The time since the last event belongs to this phase."""
-        if self._mark is not None:
-            self._pending[phase] += now - self._mark
-        self._mark = now
-        if self.on_phase is not None:
-            self.on_phase(phase)
 
     def fetch_begins(self, now: float, iterator: Any) -> None:
         """The loop asks a DataLoader's iterator for a batch.
@@ -361,7 +146,7 @@ class Vitals:
         elif key in self._asked:
             begins = not self._in_groups
             if begins:
-                self._set_aside()
+                self.phases.set_aside()
                 if self._ahead and self._passes_trained is self._leader:  # the batch in its turn was skipped
                     self._ahead.popleft()
         elif self._asked and not self._is_new_leader(iterator):
@@ -369,7 +154,7 @@ class Vitals:
             self._following = True
             return
         elif self._asked:
-            self._set_aside()
+            self.phases.set_aside()
         self._fetches = True
         self._following = False
         self._steps_since_fetch = 0
@@ -401,7 +186,7 @@ class Vitals:
         self.passed(now, DATA_WAIT)
         self.fetching = False
         if batch is None:
-            self._set_aside()
+            self.phases.set_aside()
             self._asked.clear()
             self._pass_ended = True
             if not self._following and self._passes_trained is not None and self._passes_trained is self._leader:
@@ -421,9 +206,9 @@ class Vitals:
         if self._writer is None and self._session.arm() is None:
             return
         self.overdue()
-        if self._trained and self._mark is not None and self._on_another_batch():
-            self._iteration_ends(self._mark)
-            self._boundary = self._mark
+        if self._trained and self.phases.mark is not None and self._on_another_batch():
+            self._iteration_ends(self.phases.mark)
+            self._boundary = self.phases.mark
         self.passed(now, FORWARD)
 
     def _on_another_batch(self) -> bool:
@@ -500,29 +285,12 @@ class Vitals:
         """Iterations whose gradients a step that ends now uses; None where there are no fetches to count."""
         return self._iterations_without_step + 1 if self._fetches else None
 
-    def known(self, optimizer: Any) -> OptimizerVitals | None:
-        """The vitals of this optimizer, None before its first step."""
-        reference, vitals = self._optimizers.get(id(optimizer), (None, None))
-        return vitals if reference is not None and reference() is optimizer else None
-
     def optimizer(self, optimizer: Any, describe: Callable[[Any], tuple[str, int]]) -> OptimizerVitals | None:
-        """The vitals of this optimizer, made at its first step; `describe` gives its class's name and its parameters.
-
-        The label of an optimizer that is gone goes to the next new one of its kind: a second training in this process
-        continues the series of the first.
-        """
-        known = self.known(optimizer)
+        """The vitals of this optimizer, made at its first step; `describe` gives its class's name and its elements."""
+        known = self.optimizers.known(optimizer)
         if known is not None or self._writer is None:
             return known
-        reference = weakref.ref(optimizer)
-        about = describe(optimizer)
-        free = (place for place, (earlier, like) in enumerate(self._labels) if earlier() is None and like == about)
-        place = next(free, len(self._labels))
-        self._labels[place : place + 1] = [(reference, about)]
-        vitals = OptimizerVitals(self._writer, str(place), *about, self)
-        self._optimizers = {key: value for key, value in self._optimizers.items() if value[0]() is not None}
-        self._optimizers[id(optimizer)] = (reference, vitals)
-        return vitals
+        return self.optimizers.add(self._writer, optimizer, describe(optimizer))
 
     def scalar(self, tag: str, value: float) -> None:
         """A value that the script logs while it trains; the first 200 tags are kept."""
@@ -538,20 +306,20 @@ class Vitals:
 
     def finish(self, now: float) -> None:
         """The loop is over: its last iteration has no next fetch to end it, and ended with its last event."""
-        if self._writer is None or self._mark is None:
+        if self._writer is None or self.phases.mark is None:
             return
         self.overdue()
         if self._trained and self._fetches:
-            self._iteration_ends(self._mark)
+            self._iteration_ends(self.phases.mark)
         self.passed(now, OTHER)
-        self._set_aside()
+        self.phases.set_aside()
         self._commit(now)
         self._tell_epoch()
         for action in self.on_finish:
             action()
 
     def _fetched_for_training(self, writer: RunFileWriter) -> None:
-        self._waits_due.append(self._pending[DATA_WAIT] - self._kept[DATA_WAIT])
+        self._waits_due.append(self.phases.waited)
         self._passes_trained = self._leader
         self.batch = self._ahead.popleft() if self._ahead else None
         self._on_last_batch = self.batch is not None and self.batch.last
@@ -574,23 +342,11 @@ class Vitals:
     def _tell_epoch(self) -> None:
         self._values[self._epoch] = max(self.epoch, self.epoch_told, self.epoch_of_sampler())
 
-    def _set_aside(self) -> None:
-        """What came after the last iteration's end was evaluation, say; saving is still saving."""
-        pending, kept = self._pending, self._kept
-        saving = pending[CHECKPOINT]
-        aside = sum(pending) - sum(kept) - (saving - kept[CHECKPOINT])
-        pending[:] = kept
-        pending[CHECKPOINT] = saving
-        pending[OTHER] += aside
-
     def _commit(self, now: float) -> None:
         """Write down all that is known."""
         assert self._writer is not None  # noqa: S101 (the callers have looked)
-        pending, values = self._pending, self._values
-        for phase, slot in enumerate(self._phases):
-            values[slot] += pending[phase]
-        pending[:] = [0.0] * len(pending)
-        self._kept[:] = pending
+        values = self._values
+        self.phases.write(self._writer)
         self._commit_due = now + _COMMIT_SECONDS
         values[self._heartbeat] = time.time()
         values[self._hook_seconds] = self._session.hook_seconds
@@ -603,8 +359,7 @@ class Vitals:
             values[self._last_iteration] = time.time() - (now - self._last_end)
         if self._waits_due:
             self._tell_fetches(self._writer)
-        for _, vitals in self._optimizers.values():
-            vitals.settle(now)
+        self.optimizers.settle(now)
 
     def _tell_fetches(self, writer: RunFileWriter) -> None:
         if self._batch_wait is None:
@@ -620,7 +375,7 @@ class Vitals:
         self.iterations += 1
         self._trained = False
         self._backwards = 0
-        self._kept[:] = self._pending
+        self.phases.keep()
         self._iterations_without_step = 0 if self._stepped else self._iterations_without_step + 1
         self._stepped = False
         self._last_end = now

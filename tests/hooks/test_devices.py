@@ -399,7 +399,7 @@ image = torch.ones(3).as_subclass(Image)
 def transferred():
     import trainvitals.attachment as a
     v = a._attachment._vitals
-    return v._pending[1] + v._values[v._phases[1]]
+    return v.phases._spent[1] + (v._values[v.phases._slots[1]] if v.phases._slots else 0)
 fake.copy_seconds = 0.02
 spent = []
 for x, y in loader(10):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from trainvitals.instruments import Context
+from trainvitals.phases import FORWARD
 from trainvitals.runfile import RunFileWriter
-from trainvitals.vitals import FORWARD
 
 if TYPE_CHECKING:
     from trainvitals.instruments.cuda_memory import CudaMemory
@@ -37,7 +37,7 @@ def is_built() -> bool:
 def _watch_transfers(context: Context) -> None:
     from trainvitals.instruments import transfer
 
-    context.vitals.on_phase = transfer.install(context)
+    context.vitals.phases.on_phase = transfer.install(context)
 
 
 def _install_cuda(context: Context) -> None:
@@ -106,5 +106,5 @@ def _watch(context: Context, writer: RunFileWriter, out_of_memory: OutOfMemory |
 
     vitals.on_iteration.append(on_iteration)
     vitals.on_epoch.append(epoch_ends)
-    vitals.on_phase = on_phase
+    vitals.phases.on_phase = on_phase
     return memory

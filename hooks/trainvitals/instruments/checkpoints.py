@@ -22,8 +22,8 @@ import torch
 
 from trainvitals import imports
 from trainvitals.instruments import Context, quietly
+from trainvitals.phases import CHECKPOINT, OTHER
 from trainvitals.runfile import RunFileWriter
-from trainvitals.vitals import CHECKPOINT, OTHER
 
 # Many scripts also save small things with torch.save: a history of losses, one sample. A file of less than this share
 # of the largest save so far begins no checkpoint.

@@ -13,8 +13,8 @@ from torch.utils.data import dataloader as torch_dataloader
 
 from trainvitals.dataset_files import places_of
 from trainvitals.instruments import Context
+from trainvitals.optimizer_vitals import Batch
 from trainvitals.runfile import RunFileWriter
-from trainvitals.vitals import Batch
 
 _PLAIN_SAMPLERS = (DistributedSampler, RandomSampler, SequentialSampler, WeightedRandomSampler)
 _DATASET_INFO = "trainvitals_dataloader_dataset_info"

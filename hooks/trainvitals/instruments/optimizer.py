@@ -17,7 +17,7 @@ from trainvitals.instruments import Context
 from trainvitals.instruments.backward import Losses
 from trainvitals.instruments.compiled_steps import CompiledSteps
 from trainvitals.instruments.device_values import DeviceValues, Reading, capturing
-from trainvitals.vitals import Moment, OptimizerVitals
+from trainvitals.optimizer_vitals import Moment, OptimizerVitals
 
 _MAX_GROUPS: Final = 64  # scripts with a group for each parameter have no use for as many curves
 _WIDE: Final = (torch.float32, torch.float64)
@@ -203,7 +203,7 @@ class Gradients:
         """Whether to measure at this step: in its turn, and wherever the loss is out of the usual."""
         if self._steps_to_go.get(id(optimizer), 0) <= 0:
             return True
-        vitals, loss = self._vitals.known(optimizer), self._losses.newest
+        vitals, loss = self._vitals.optimizers.known(optimizer), self._losses.newest
         return not (vitals is None or loss is None or loss.value is None or vitals.is_usual_loss(loss.value))
 
     def _plan(self, key: int, vitals: OptimizerVitals, *, measured: bool) -> None:

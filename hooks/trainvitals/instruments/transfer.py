@@ -20,7 +20,8 @@ import torch
 
 from trainvitals.instruments import Context, accelerator
 from trainvitals.instruments.device_values import holds_values
-from trainvitals.vitals import DATA_WAIT, FORWARD, OTHER, TRANSFER, Vitals
+from trainvitals.phases import DATA_WAIT, FORWARD, OTHER, TRANSFER
+from trainvitals.vitals import Vitals
 
 # What lies between the copies of one batch's tensors is not worth a phase of its own.
 _TOGETHER_SECONDS: Final = 20e-6
