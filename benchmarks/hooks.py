@@ -34,6 +34,8 @@ Step = Callable[[], Any]
 BUDGET_US = {"mlp": 40.0, "gan": 60.0}
 BUDGET_RATIO = {"transformer": 1.005}
 WARM_UP = 5
+# Until the hooks have found out what of theirs is too dear for each step.
+SETTLING_SECONDS = 1.2
 
 
 @contextmanager
@@ -66,10 +68,17 @@ def classic(step: Step) -> Iterator[Step]:
 KINDS = {"noise": noise, "trainvitals": watched, "classic": classic}
 
 
-def block(step: Step, steps: int) -> float:
-    """The median seconds of a step."""
-    for _ in range(WARM_UP):
+def warm_up(step: Step, seconds: float = 0.0) -> None:
+    start = time.perf_counter()
+    for number in itertools.count():
+        if number >= WARM_UP and time.perf_counter() - start >= seconds:
+            return
         step()
+
+
+def block(step: Step, steps: int, settling: float = 0.0) -> float:
+    """The median seconds of a step."""
+    warm_up(step, settling)
     times = []
     for _ in range(steps):
         start = time.perf_counter()
@@ -89,7 +98,7 @@ def measure(step: Step, steps: int, pairs: int, kind: str) -> list[Pair]:
         values = {}
         for on in (False, True) if number % 2 else (True, False):
             with (KINDS[kind] if on else noise)(step) as stepping:
-                values[on] = block(stepping, steps)
+                values[on] = block(stepping, steps, SETTLING_SECONDS if on and kind == "trainvitals" else 0.0)
         result.append(Pair(values[False], values[True]))
     return result
 
@@ -134,8 +143,7 @@ def attribute(name: str, pairs: int, device: str) -> None:
     stopwatch = Stopwatch()
     with stopwatch.installed():
         trainvitals.attach("benchmark")
-    for _ in range(WARM_UP):
-        step()
+    warm_up(step, SETTLING_SECONDS)
     stopwatch.running = True
     for _ in range(steps * pairs):
         step()

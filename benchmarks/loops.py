@@ -24,7 +24,7 @@ class Noise(Dataset[torch.Tensor]):
         self.items = torch.randn(256, *shape)
 
     def __len__(self) -> int:
-        return 1_000_000
+        return 10**9  # of which the loops need no end
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.items[index % 256]

@@ -76,7 +76,13 @@ def exporter(scratch: Path) -> Iterator[tuple[int, str]]:
         ready.wait()
     process = subprocess.Popen(
         [sys.executable, "-m", "trainvitals_exporter", "--listen", "127.0.0.1:0", "--run-dir", runs],
-        env={**os.environ, "LD_LIBRARY_PATH": str(library), "FAKE_NVML_GPUS": str(GPUS), "FAKE_NVML_CALL_US": CALL_US},
+        env={
+            **os.environ,
+            "LD_LIBRARY_PATH": str(library),
+            "FAKE_NVML_PROFILE": str(fake.with_name("profiles") / "everything"),  # each GPU with four processes
+            "FAKE_NVML_GPUS": str(GPUS),
+            "FAKE_NVML_CALL_US": CALL_US,
+        },
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -15,14 +15,11 @@ _TO_STANDARD_DEVIATION: Final = 1.4826
 class Baseline:
     """What the last `size` finite values, none below 0, tell to be normal, unmoved by single spikes.
 
-    `median`, and `spread`, by which factor values are typically off it: what a standard deviation of the logarithms
-    says, estimated from their median absolute deviation. Both are None before `warm_up` values and are recomputed
-    every 16.
+    `median` is None before `warm_up` values and is recomputed every 16.
     """
 
     def __init__(self, size: int = 256, warm_up: int = 50) -> None:
         self.median: float | None = None
-        self.spread: float | None = None
         self._values: deque[float] = deque(maxlen=size)
         self._due = warm_up
 
@@ -33,9 +30,19 @@ class Baseline:
         self._due -= len(finite)
         if self._due <= 0:
             self._due = _RECOMPUTE_EVERY
-            middle = len(self._values) // 2
-            median = self.median = sorted(self._values)[middle]
-            self.spread = sorted([_factor(each, median) for each in self._values])[middle] ** _TO_STANDARD_DEVIATION
+            self.median = _middle(self._values)
+
+    def spread(self, median: float) -> float:
+        """By which factor values are typically off the median: what a standard deviation of their logarithms says,
+        estimated from their median absolute deviation.
+        """
+        off = _middle(_factor(each, median) for each in self._values)
+        return math.pow(off, _TO_STANDARD_DEVIATION) if math.isfinite(off) else math.inf
+
+
+def _middle(values: Iterable[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
 
 
 def _factor(value: float, median: float) -> float:

@@ -84,6 +84,7 @@ class OptimizerVitals:
         self._norms: list[float] = []
         self._norm_baseline = Baseline()
         self._norm_limits = (-_ANY, _ANY)
+        self._usual_norm: float | None = None
         self._norm_max = RollingExtreme()
         self._norm_state = ""
         self._gauges: dict[str, tuple[int, float]] = {}
@@ -167,11 +168,12 @@ class OptimizerVitals:
             self._limit_norms()
 
     def _limit_norms(self) -> None:
-        usual, spread = self._norm_baseline.median, self._norm_baseline.spread
-        if usual is None or spread is None:
+        usual = self._norm_baseline.median
+        if usual is None or usual == self._usual_norm:
             return
+        self._usual_norm = usual
         self._put("trainvitals_gradient_norm_baseline", usual)
-        far = min(spread, _WIDEST) ** _DEVIATIONS
+        far = min(self._norm_baseline.spread(usual), _WIDEST) ** _DEVIATIONS
         # Where all is 0 so far, whatever comes is no explosion.
         high = usual * max(_EXPLOSION_FACTOR, far) if usual else _ANY
         self._norm_limits = (usual / max(_VANISHING_FACTOR, far), high)
