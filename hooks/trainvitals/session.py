@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Run:
         if run_id:  # its name, its labels and where its files lie are decided
             given = {name: value for name, value in given.items() if name in ("overhead", "off")}
         options = Options.read(os.environ, given, lambda error: imports.tell(f"{error}; going by the default"))
-        return cls(run_id or new_run_id(), options.name or script, options.run_dir or rundir.own(), options)
+        return cls(run_id or _run_id_of_torchrun() or new_run_id(), options.name or script, options.run_dir or rundir.own(), options)
 
     def to_environment(self) -> dict[str, str]:
         """The variables by which the processes that this one starts join the run."""
@@ -62,6 +63,15 @@ class Run:
 def new_run_id() -> str:
     """A short name that no other run has."""
     return os.urandom(6).hex()
+
+
+def _run_id_of_torchrun() -> str | None:
+    """The same name for all ranks that torchrun starts on this host, also again after a failure."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    if launch is None:
+        return None
+    together = (launch, os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.getppid())
+    return f"{zlib.crc32(repr(together).encode()):08x}"
 
 
 class Session:

@@ -82,3 +82,15 @@ def test_an_unusable_run_directory_is_one_line_and_training_goes_on(launcher: La
 def test_detach_attach_and_log_without_anything_attached(launcher: Launcher) -> None:
     python(launcher, "trainvitals.detach(); trainvitals.log(x=1); train()")
     assert run_files(launcher.run_dir) == []
+
+
+def test_ranks_of_torchrun_that_attach_by_themselves_are_one_run(launcher: Launcher) -> None:
+    script = launcher.script(TRAIN + "trainvitals.attach(); train()")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    for _ in range(2):
+        subprocess.run(command, env=launcher.environment, capture_output=True, check=True)
+    files = run_files(launcher.run_dir)
+    ranks: dict[str, list[int]] = {}
+    for file in files:
+        ranks.setdefault(file.identity.run_id, []).append(file.rank)
+    assert [sorted(each) for each in ranks.values()] == [[0, 1], [0, 1]]
