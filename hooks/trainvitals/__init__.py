@@ -6,9 +6,10 @@ script's own. Importing this package imports nothing else and changes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in the module typing, which not every process of a run has to load
 if TYPE_CHECKING:
+    from typing import Any
+
     from trainvitals.attachment import attach, detach, log
 
 __all__ = ["__version__", "attach", "detach", "log"]

@@ -168,7 +168,7 @@ def start(run: Run, *, torch_is_here: bool = True) -> None:
 
 
 def _watch_process() -> None:
-    """See its exit and its forks. Once for all: Python cannot be told to stop, or keeps the place of what has stopped."""
+    """See its exit and its forks. Once for all: of these two, Python forgets one never and the other only by half."""
     global _watches_process
     if _watches_process:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -11,10 +12,11 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final
+from types import CodeType, TracebackType
+from typing import Any, Final
 
 from trainvitals.catalogue import FINAL_STATES, RUN_STATES
+from trainvitals.descriptors import Descriptor
 from trainvitals.runfile import RunFile, RunFileWriter
 
 _TERMINATING: Final = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))
@@ -83,20 +85,24 @@ class Watch:
 
     def __init__(self) -> None:
         self._exception: End | None = None
-        self._signals: tuple[int, int] | None = None
+        self._signals: tuple[Descriptor, Descriptor] | None = None
         self._uninstall_excepthook: Callable[[], None] = lambda: None
 
     def install(self, on_exception: Callable[[End], None]) -> None:
         """Begin to watch for an uncaught exception."""
         original = sys.excepthook
+        watching = True
 
         def excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
             with contextlib.suppress(Exception):
-                self._exception = of_exception(kind, error)
-                on_exception(self._exception)
+                if watching:  # who replaced sys.excepthook after us may go on calling this for ever
+                    self._exception = of_exception(kind, error)
+                    on_exception(self._exception)
             original(kind, error, traceback)
 
         def uninstall() -> None:
+            nonlocal watching
+            watching = False
             if sys.excepthook is excepthook:
                 sys.excepthook = original
 
@@ -104,17 +110,20 @@ class Watch:
         self._uninstall_excepthook = uninstall
 
     def watch_signals(self) -> None:
-        """Watch for signals that the script handles, too. Does nothing outside the main thread.
+        """Watch for signals that the script handles, too. Does nothing outside the main thread, nor without pipes.
 
         The interpreter writes a signal's number to this pipe when the script has a handler for it (Lightning does);
         without a handler a terminating signal ends the process and the parent sees it. No handler is touched.
         """
         if threading.current_thread() is not threading.main_thread() or self._signals is not None:
             return
-        self._signals = os.pipe()
-        for fd in self._signals:
-            os.set_blocking(fd, False)
-        previous = signal.set_wakeup_fd(self._signals[1], warn_on_full_buffer=False)
+        if not hasattr(os, "set_blocking"):  # Windows before Python 3.12
+            return
+        try:
+            self._signals = _pipe()
+        except OSError:  # no file descriptor left: then only the parent sees what ends the process
+            return
+        previous = signal.set_wakeup_fd(self._signals[1].number, warn_on_full_buffer=False)
         if previous != -1:  # somebody else (asyncio) uses this: it stays theirs
             signal.set_wakeup_fd(previous)
 
@@ -131,11 +140,11 @@ class Watch:
         self._close_signals()
 
     def _received_signal(self) -> str:
-        if self._signals is None:
+        if self._signals is None or not self._signals[0].is_ours():
             return ""
         received = b""
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self._signals[0], 65536):
+            while chunk := os.read(self._signals[0].number, 65536):
                 received += chunk
         return next((signal.Signals(number).name for number in received if number in _TERMINATING), "")
 
@@ -146,11 +155,41 @@ class Watch:
             current = signal.set_wakeup_fd(-1)
         except ValueError:
             return  # not the main thread: signals go on being written to the pipe, which so has to stay
-        if current not in (-1, self._signals[1]):
+        if current not in (-1, self._signals[1].number):
             signal.set_wakeup_fd(current)
-        for fd in self._signals:
-            os.close(fd)
+        for descriptor in self._signals:
+            descriptor.close()
         self._signals = None
+
+
+def _pipe() -> tuple[Descriptor, Descriptor]:
+    ends = os.pipe()
+    for number in ends:
+        os.set_blocking(number, False)
+    return Descriptor(ends[0]), Descriptor(ends[1])
+
+
+def raised_by_signal_handler(error: BaseException) -> bool:
+    """Whether a signal handler of the script raised this: it may run in the middle of a hook, and is no error of ours.
+
+    Known are handlers that are installed right now (timeouts by SIGALRM, Lightning's and Slurm's by SIGTERM).
+    """
+    numbers = [number for number in signal.valid_signals() if callable(signal.getsignal(number))]
+    handlers = {code for number in numbers if (code := _code_of(signal.getsignal(number))) is not None}
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code in handlers:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _code_of(function: Any) -> CodeType | None:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not hasattr(function, "__code__") and not hasattr(function, "__func__"):
+        function = getattr(type(function), "__call__", None)  # noqa: B004 (its code is wanted, not a call)
+    return getattr(getattr(function, "__func__", function), "__code__", None)
 
 
 def oom_kills() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,17 +22,21 @@ class Patches:
         original = getattr(owner, name, None)
         if original is None:
             return
-        inherited = name not in vars(owner)
-        wrapper = functools.wraps(original)(make(original))
+        before = vars(owner).get(name)  # None where it is inherited
+        wrapper: Any = functools.wraps(original)(make(original))
+        if not hasattr(original, "__code__"):  # written in C and known by another place, where pickles would look
+            wrapper.__module__, wrapper.__qualname__ = _place(owner, name)
+        if isinstance(inspect.getattr_static(owner, name), staticmethod):
+            wrapper = staticmethod(wrapper)
         setattr(owner, name, wrapper)
 
         def put_back() -> None:
             if vars(owner).get(name) is not wrapper:
                 return
-            if inherited:
+            if before is None:
                 delattr(owner, name)
             else:
-                setattr(owner, name, original)
+                setattr(owner, name, before)
 
         self._undo.append(put_back)
 
@@ -40,6 +45,19 @@ class Patches:
         self._undo.append(action)
 
     def undo(self) -> None:
-        """Put everything back."""
+        """Put everything back. Where that fails, the rest is put back all the same, and then the first error raised."""
+        first: Exception | None = None
         while self._undo:
-            self._undo.pop()()
+            try:
+                self._undo.pop()()
+            except Exception as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+
+def _place(owner: Any, name: str) -> tuple[str, str]:
+    """The module, and the qualified name in it, by which ``owner.name`` is found."""
+    if inspect.ismodule(owner):
+        return owner.__name__, name
+    return owner.__module__, f"{owner.__qualname__}.{name}"
