@@ -15,7 +15,6 @@ from trainvitals.catalogue import (
     GPU,
     GRADIENT_ANOMALIES,
     HOST,
-    SECONDS_BUCKETS,
     LOSS_ANOMALIES,
     METRICS,
     PHASES,
@@ -23,6 +22,7 @@ from trainvitals.catalogue import (
     RANK,
     RUN,
     RUN_STATES,
+    SECONDS_BUCKETS,
     Metric,
 )
 

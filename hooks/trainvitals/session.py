@@ -44,7 +44,12 @@ class Run:
         if run_id:  # its name, its labels and where its files lie are decided
             given = {name: value for name, value in given.items() if name in ("overhead", "off")}
         options = Options.read(os.environ, given, lambda error: imports.tell(f"{error}; going by the default"))
-        return cls(run_id or _run_id_of_torchrun() or new_run_id(), options.name or script, options.run_dir or rundir.own(), options)
+        return cls(
+            run_id or _run_id_of_torchrun() or new_run_id(),
+            options.name or script,
+            options.run_dir or rundir.own(),
+            options,
+        )
 
     def to_environment(self) -> dict[str, str]:
         """The variables by which the processes that this one starts join the run."""
