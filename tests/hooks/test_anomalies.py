@@ -14,8 +14,9 @@ from trainvitals import rundir
 from trainvitals.runfile import Identity, RunFile, RunFileWriter
 
 from tests.conftest import Launcher
-from tests.hooks.test_devices import OnFake
+from tests.hooks.test_devices import OnFake, with_fake
 from tests.hooks.together import Recorded, loop, recorded_fixture
+from tests.hooks.warm import Warm
 
 recorded = recorded_fixture()
 
@@ -357,7 +358,9 @@ fake.report()
 @pytest.mark.parametrize(("busy", "names"), [(0.0, ["bias", "weight"]), (100.0, None)])
 def test_norms_on_a_device_are_not_waited_for(launcher: Launcher, busy: float, names: list[str] | None) -> None:
     """What has arrived at the end of the training is told, and the batch in any case."""
-    rank, _ = OnFake(launcher).train(ON_DEVICE.format(then=busy))
+    process = Warm(with_fake(launcher))
+    rank, _ = OnFake(launcher, process).train(ON_DEVICE.format(then=busy))
+    process.close()
     (entry,) = log_beside(rank)
     assert entry["batches"] == [{"number": 60, "samples": list(range(480, 488))}]
     assert entry["iteration"] == 60

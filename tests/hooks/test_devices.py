@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainvitals.runfile import RunFile
 
 from tests.conftest import Launched, Launcher
 from tests.hooks import fake_cuda
+from tests.hooks.warm import Warm
 
 PRELUDE = """
 import json, sys, time, torch
@@ -35,34 +37,51 @@ def step(x, y):
 """
 
 
+def with_fake(launcher: Launcher) -> Launcher:
+    """Let torch show fake devices in what is launched."""
+    folder = launcher.directory / "fake"
+    folder.mkdir()
+    shutil.copy(fake_cuda.__file__, folder)
+    (folder / "sitecustomize.py").write_text("import fake_cuda\nfake_cuda.prepare()\n")
+    launcher.environment["PYTHONPATH"] = str(folder)
+    return launcher
+
+
 class OnFake:
     """Runs scripts under ``trainvitals run`` where torch shows fake devices."""
 
-    def __init__(self, launcher: Launcher) -> None:
+    def __init__(self, launcher: Launcher, process: Warm) -> None:
         self.launcher = launcher
-        folder = launcher.directory / "fake"
-        folder.mkdir()
-        shutil.copy(fake_cuda.__file__, folder)
-        (folder / "sitecustomize.py").write_text("import fake_cuda\nfake_cuda.prepare()\n")
-        launcher.environment["PYTHONPATH"] = str(folder)
+        self._process = process
 
     def run(self, text: str, code: int = 0) -> tuple[Launched, dict[str, Any]]:
-        script = self.launcher.script(PRELUDE + text)
-        result = self.launcher.run(sys.executable, str(script))
+        """Run a script in a command of its own."""
+        result = self.launcher.run(sys.executable, str(self.launcher.script(PRELUDE + text)))
         assert result.code == code, result.stderr
-        about = json.loads(result.stdout.splitlines()[-1])
-        assert about["refused"] == []
-        return result, about
+        return result, self._about(result.stdout)
 
     def train(self, text: str) -> tuple[RunFile, dict[str, Any]]:
-        result, about = self.run(text)
+        """Run a script in a process of its own."""
+        result = self._process.python(PRELUDE + text)
         assert errors(result.rank) == []
-        return result.rank, about
+        return result.rank, self._about(result.stdout)
+
+    def _about(self, stdout: str) -> dict[str, Any]:
+        about: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+        assert about["refused"] == []
+        return about
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    process = Warm(with_fake(Launcher(tmp_path_factory.mktemp("devices"))))
+    yield process
+    process.close()
 
 
 @pytest.fixture
-def on_fake(launcher: Launcher) -> OnFake:
-    return OnFake(launcher)
+def on_fake(launcher: Launcher, process: Warm) -> OnFake:
+    return OnFake(with_fake(launcher), process)
 
 
 def errors(rank: RunFile) -> list[str]:
@@ -200,7 +219,7 @@ fake.report()
 
 
 def test_running_out_of_memory_and_going_on(on_fake: OnFake) -> None:
-    rank, about = on_fake.train("""
+    result, about = on_fake.run("""
 import trainvitals
 fake.init(); fake.use(0, 1000, 2000)
 def fails(gib):
@@ -213,6 +232,8 @@ for i, (x, y) in enumerate(loader(6)):
     time.sleep(0.12)
 fake.report(observers=len(fake.observers))
 """)
+    rank = result.rank
+    assert errors(rank) == []
     assert by_label(rank, "cuda_ooms_total") == {"0": 4}
     assert by_label(rank, "cuda_oom_requested_bytes") == {"0": 2 * 2**30}
     assert about["observers"] == 1

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
+import pytest
 from trainvitals.runfile import RunFile
 
 from tests.conftest import Launcher
+from tests.hooks.warm import Warm, warm
 
 STEPS = """
 import time, torch
@@ -16,10 +19,21 @@ def step(factor=1.0, seconds=0.0):
 """
 
 
-def train(launcher: Launcher, text: str, overhead: str | None = None) -> RunFile:
-    if overhead is not None:
-        launcher.environment["TRAINVITALS_OVERHEAD"] = overhead
-    return launcher.python(STEPS + text).rank
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    with warm(tmp_path_factory.mktemp("default")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def generous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Where the hooks may take as long as the training."""
+    with warm(tmp_path_factory.mktemp("generous"), TRAINVITALS_OVERHEAD="1") as process:
+        yield process
+
+
+def train(process: Warm | Launcher, text: str) -> RunFile:
+    return process.python(STEPS + text).rank
 
 
 def measured(rank: RunFile) -> float | None:
@@ -33,8 +47,8 @@ def interval(rank: RunFile) -> float | None:
 UNTIL_SETTLED = "end = time.time() + 3\nwhile time.time() < end: step()\n"
 
 
-def test_steps_too_short_for_the_gradient_norm_are_sampled(launcher: Launcher) -> None:
-    rank = train(launcher, UNTIL_SETTLED)
+def test_steps_too_short_for_the_gradient_norm_are_sampled(process: Warm) -> None:
+    rank = train(process, UNTIL_SETTLED)
     steps, of_one = rank.value("trainvitals_optimizer_steps_total", optimizer="0"), interval(rank)
     assert of_one is not None
     assert steps is not None
@@ -43,48 +57,49 @@ def test_steps_too_short_for_the_gradient_norm_are_sampled(launcher: Launcher) -
     assert rank.value("trainvitals_hook_share_limit_ratio") == 0.01
 
 
-def test_the_loss_of_every_step_is_seen_nevertheless(launcher: Launcher) -> None:
-    rank = train(launcher, UNTIL_SETTLED + "for i in range(200): step(5000.0 if i == 130 else 1.0)\n")
+def test_the_loss_of_every_step_is_seen_nevertheless(process: Warm) -> None:
+    rank = train(process, UNTIL_SETTLED + "for i in range(200): step(5000.0 if i == 130 else 1.0)\n")
     assert (interval(rank) or 0) > 1
     assert rank.value("trainvitals_loss_anomalies_total", optimizer="0", kind="spike") == 1
 
 
 def test_longer_steps_are_all_measured(launcher: Launcher) -> None:
-    rank = train(launcher, "for _ in range(120): step(seconds=0.03)", overhead="0.05")
+    launcher.environment["TRAINVITALS_OVERHEAD"] = "0.05"  # the machine may be busy
+    rank = train(launcher, "for _ in range(120): step(seconds=0.03)")
     assert (interval(rank), measured(rank)) == (1, 120)
 
 
-def test_whoever_grants_more_sees_every_step(launcher: Launcher) -> None:
-    rank = train(launcher, UNTIL_SETTLED, overhead="1")
+def test_whoever_grants_more_sees_every_step(generous: Warm) -> None:
+    rank = train(generous, UNTIL_SETTLED)
     assert interval(rank) == 1
     assert measured(rank) == rank.value("trainvitals_optimizer_steps_total", optimizer="0")
     assert rank.value("trainvitals_hook_share_limit_ratio") == 1
 
 
-def test_a_norm_that_varies_widely_by_nature_is_no_explosion(launcher: Launcher) -> None:
+def test_a_norm_that_varies_widely_by_nature_is_no_explosion(generous: Warm) -> None:
     # powers of 2 up to 4096: over ten times the median, but not far out
     text = "for i in range(600): step(2.0 ** (i * 7 % 13))\n"
-    rank = train(launcher, text, overhead="1")
+    rank = train(generous, text)
     assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 0
 
 
-def test_an_episode_lasts_until_the_norm_is_well_back(launcher: Launcher) -> None:
+def test_an_episode_lasts_until_the_norm_is_well_back(generous: Warm) -> None:
     # once over 10 times the median, 6 times is still part of it; later it is not
     factors = "[1.0] * 100 + [20.0, 6.0, 6.0, 1.0] + [1.0] * 20 + [6.0] * 5"
-    rank = train(launcher, f"for f in {factors}: step(f)\n", overhead="1")
+    rank = train(generous, f"for f in {factors}: step(f)\n")
     assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 3
 
 
-def test_a_step_with_an_odd_loss_is_measured_out_of_turn(launcher: Launcher) -> None:
+def test_a_step_with_an_odd_loss_is_measured_out_of_turn(process: Warm) -> None:
     text = "for i in range(400): step(5000.0 if i % 100 == 53 else 1.0)\n"
-    rank = train(launcher, UNTIL_SETTLED + text)
+    rank = train(process, UNTIL_SETTLED + text)
     assert (interval(rank) or 0) > 8
     assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 4
 
 
-def test_skipped_steps_of_a_fused_optimizer_are_told_from_made_ones_without_a_norm(launcher: Launcher) -> None:
+def test_skipped_steps_of_a_fused_optimizer_are_told_from_made_ones_without_a_norm(process: Warm) -> None:
     # the square root at 0: a usual loss with gradients that are not finite
-    result = launcher.python("""
+    result = process.python("""
 import json, time, torch
 p = torch.nn.Parameter(torch.ones(3)); o = torch.optim.AdamW([p], lr=0.0, fused=True)
 scaler = torch.amp.GradScaler("cpu", init_scale=4.0)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 
 import pytest
 from trainvitals.runfile import RunFile
 
-from tests.conftest import Launched, Launcher
+from tests.conftest import Launcher
+from tests.hooks.warm import Warm, warm
 
 PRELUDE = """
 import copy, json, math, time, torch
@@ -29,9 +31,15 @@ def loss_of(x, y, m=model):
 """
 
 
-def train(launcher: Launcher, text: str) -> tuple[RunFile, dict[str, float]]:
-    launcher.environment["TRAINVITALS_OVERHEAD"] = "1"  # the norm of each step, however short
-    result: Launched = launcher.python(PRELUDE + text)
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    # the norm of each step, however short
+    with warm(tmp_path_factory.mktemp("values"), TRAINVITALS_OVERHEAD="1") as process:
+        yield process
+
+
+def train(process: Warm | Launcher, text: str) -> tuple[RunFile, dict[str, float]]:
+    result = process.python(PRELUDE + text)
     return result.rank, json.loads(result.stdout.splitlines()[-1])
 
 
@@ -43,9 +51,9 @@ def errors(rank: RunFile) -> list[str]:
     return [str(s.labels) for s in rank.samples if s.name == "trainvitals_hook_errors_total"]
 
 
-def test_plain_loop_with_evaluation(launcher: Launcher) -> None:
+def test_plain_loop_with_evaluation(process: Warm) -> None:
     rank, true = train(
-        launcher,
+        process,
         """
 o = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}])
 data, held_out = loader(shuffle=True, num_workers=1), loader(n=32)
@@ -72,9 +80,9 @@ print(json.dumps({"loss": loss.item(), "norm": g, "wall": time.perf_counter() - 
     assert errors(rank) == []
 
 
-def test_phases_add_up_to_the_wall_time(launcher: Launcher) -> None:
+def test_phases_add_up_to_the_wall_time(process: Warm) -> None:
     rank, true = train(
-        launcher,
+        process,
         """
 class Slow(torch.utils.data.Dataset):
     def __len__(self): return 10
@@ -98,9 +106,9 @@ print(json.dumps({"wall": time.perf_counter() - start}))
     assert sorted(recorded, key=recorded.__getitem__)[3:] == ["other", "forward", "data_wait", "backward"]
 
 
-def test_gan_updates_on_one_batch_are_one_iteration(launcher: Launcher) -> None:
+def test_gan_updates_on_one_batch_are_one_iteration(process: Warm) -> None:
     rank, true = train(
-        launcher,
+        process,
         """
 critic = nn.Linear(1, 1)
 d, g = torch.optim.Adam(critic.parameters()), torch.optim.Adam(model.parameters())
@@ -128,9 +136,9 @@ print(json.dumps({"ld": ld.item(), "lg": lg.item(), "nd": nd, "ng": ng}))
         "clip_grad_value_(model.parameters(), 1e-4)",
     ],
 )
-def test_gradient_norm_is_taken_before_clipping(launcher: Launcher, clip: str) -> None:
+def test_gradient_norm_is_taken_before_clipping(process: Warm, clip: str) -> None:
     rank, true = train(
-        launcher,
+        process,
         f"""
 o = torch.optim.SGD(model.parameters(), lr=0.1)
 for x, y in loader():
@@ -142,9 +150,9 @@ print(json.dumps({{"norm": g, "after": after}}))
     assert rank.value("trainvitals_gradient_norm", optimizer="0") == pytest.approx(true["norm"], rel=1e-5)
 
 
-def test_accumulation(launcher: Launcher) -> None:
+def test_accumulation(process: Warm) -> None:
     rank, true = train(
-        launcher,
+        process,
         """
 o = torch.optim.SGD(model.parameters(), lr=0.1)
 for i, (x, y) in enumerate(loader()):
@@ -161,9 +169,9 @@ print(json.dumps({"loss": loss.item(), "norm": g}))
 
 @pytest.mark.parametrize("optimizer", ["torch.optim.SGD(model.parameters(), lr=0.1)",
                                        "torch.optim.AdamW(model.parameters(), fused=True)"])  # fmt: skip
-def test_grad_scaler(launcher: Launcher, optimizer: str) -> None:
+def test_grad_scaler(process: Warm, optimizer: str) -> None:
     rank, true = train(
-        launcher,
+        process,
         f"""
 o = {optimizer}
 scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
@@ -184,10 +192,10 @@ print(json.dumps({{"loss": loss.item(), "norm": g, "scale": scaler.get_scale()}}
 
 
 @pytest.mark.parametrize("call", ["o.step(closure)", "o.step(closure=closure)"])
-def test_gradients_made_inside_the_step(launcher: Launcher, call: str) -> None:
+def test_gradients_made_inside_the_step(process: Warm, call: str) -> None:
     """As Lightning's automatic optimisation does: the gradients of before the step are the previous ones."""
     rank, true = train(
-        launcher,
+        process,
         f"""
 o = torch.optim.SGD(model.parameters(), lr=0.1)
 for x, y in loader():
@@ -203,9 +211,9 @@ print(json.dumps({{"loss": loss.item(), "norm": g}}))
     assert rank.value("trainvitals_iterations_total") == 8
 
 
-def test_without_a_dataloader_an_iteration_is_a_step_of_the_first_optimizer(launcher: Launcher) -> None:
+def test_without_a_dataloader_an_iteration_is_a_step_of_the_first_optimizer(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 other = nn.Linear(4, 1)
 a, b = torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.SGD(other.parameters(), lr=0.1)
@@ -219,9 +227,9 @@ print("{}")
     assert rank.value("trainvitals_dataloader_workers") is None
 
 
-def test_anomalies_of_single_steps_are_counted(launcher: Launcher) -> None:
+def test_anomalies_of_single_steps_are_counted(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 p = nn.Parameter(torch.ones(3)); o = torch.optim.SGD([p], lr=0.0)
 factors = [1.0] * 200
@@ -240,9 +248,9 @@ print("{}")
     assert rank.value("trainvitals_gradient_norm_baseline", optimizer="0") == pytest.approx(math.sqrt(3))
 
 
-def test_a_lasting_nan_is_shown_as_nan(launcher: Launcher) -> None:
+def test_a_lasting_nan_is_shown_as_nan(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 o = torch.optim.SGD(model.parameters(), lr=0.1)
 for x, y in loader():
@@ -256,9 +264,9 @@ print("{}")
     assert rank.value("trainvitals_loss_anomalies_total", optimizer="0", kind="nonfinite") == 8
 
 
-def test_scalars_of_tensorboard_and_log(launcher: Launcher) -> None:
+def test_scalars_of_tensorboard_and_log(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 from torch.utils.tensorboard import SummaryWriter
 import trainvitals
@@ -283,9 +291,9 @@ print("{}")
     assert errors(rank) == []
 
 
-def test_a_second_training_continues_the_series(launcher: Launcher) -> None:
+def test_a_second_training_continues_the_series(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 import gc
 for fold in range(3):
@@ -301,9 +309,9 @@ print("{}")
     assert rank.value("trainvitals_optimizer_steps_total", optimizer="1") is None
 
 
-def test_backward_in_another_thread_is_left_alone(launcher: Launcher) -> None:
+def test_backward_in_another_thread_is_left_alone(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 import threading
 o = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -320,9 +328,9 @@ print("{}")
     assert rank.value("trainvitals_optimizer_steps_total", optimizer="1") is None
 
 
-def test_two_loaders_feed_one_iteration(launcher: Launcher) -> None:
+def test_two_loaders_feed_one_iteration(process: Warm) -> None:
     rank, true = train(
-        launcher,
+        process,
         """
 class Slow(torch.utils.data.Dataset):
     def __len__(self): return 12
@@ -343,9 +351,9 @@ print(json.dumps({"wall": wall}))
     assert recorded["other"] > recorded["data_wait"] / 2  # the evaluation's waits are not training's
 
 
-def test_a_step_that_raises_and_is_caught(launcher: Launcher) -> None:
+def test_a_step_that_raises_and_is_caught(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 class Flaky(torch.optim.SGD):
     calls = 0
@@ -365,9 +373,9 @@ print("{}")
     assert rank.value("trainvitals_iterations_total") == 19
 
 
-def test_a_loss_that_is_not_known_is_absent(launcher: Launcher) -> None:
+def test_a_loss_that_is_not_known_is_absent(process: Warm) -> None:
     rank, true = train(
-        launcher,
+        process,
         """
 critic = nn.Linear(4, 1)
 a, b, c = [torch.optim.SGD(nn.Linear(4, 1).parameters() if i == 2 else m.parameters(), lr=0.1) for i, m in enumerate((model, critic, model))]
@@ -389,9 +397,9 @@ print(json.dumps({"b": last.item()}))
     assert errors(rank) == []
 
 
-def test_zero_gradients_at_first_are_no_reason_for_explosions(launcher: Launcher) -> None:
+def test_zero_gradients_at_first_are_no_reason_for_explosions(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 p = nn.Parameter(torch.ones(3)); o = torch.optim.SGD([p], lr=0.0)
 for i in range(120):
@@ -402,9 +410,9 @@ print("{}")
     assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 0
 
 
-def test_odd_scalars(launcher: Launcher) -> None:
+def test_odd_scalars(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 import numpy as np, trainvitals
 from torch.utils.tensorboard import SummaryWriter
@@ -422,9 +430,9 @@ print("{}")
     assert errors(rank) == []
 
 
-def test_more_parameter_groups_than_there_is_room_for(launcher: Launcher) -> None:
+def test_more_parameter_groups_than_there_is_room_for(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 o = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))]} for _ in range(2000)], lr=0.1)
 for _ in range(10):
@@ -437,9 +445,9 @@ print("{}")
     assert rank.value("trainvitals_learning_rate", optimizer="0", group="64") is None
 
 
-def test_time_after_the_last_step_is_not_part_of_its_iteration(launcher: Launcher) -> None:
+def test_time_after_the_last_step_is_not_part_of_its_iteration(process: Warm) -> None:
     rank, _ = train(
-        launcher,
+        process,
         """
 o = torch.optim.SGD(model.parameters(), lr=0.1)
 for i, (x, y) in enumerate(loader()):
