@@ -65,6 +65,10 @@ LABEL_VALUES: dict[str | tuple[str, str], tuple[str, ...]] = {
     "exception": ("RuntimeError",),
     "class": ("AdamW",),
     "uuid": ("",),  # filled in by GPU_OF
+    "run": ("voice-s2",),  # of a process on a GPU
+    "rank": ("0",),
+    "clock": ("sm", "memory"),
+    "xid": ("79",),
     ("trainvitals_gradient_anomalies_total", "kind"): GRADIENT_ANOMALIES,
     ("trainvitals_loss_anomalies_total", "kind"): LOSS_ANOMALIES,
     ("trainvitals_host_pressure_seconds_total", "kind"): ("some", "full"),

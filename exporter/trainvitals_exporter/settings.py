@@ -10,8 +10,12 @@ from trainvitals_exporter.run_table import RunTable
 
 @dataclass(frozen=True)
 class Settings:
-    """`procfs` and `rootfs` are where the host's /proc and / are found; the run table is shared by its collectors."""
+    """`procfs` and `rootfs` are where the host's /proc and / are found; the run table is shared by its collectors.
+
+    While `gpu_release_file` exists, the NVIDIA driver is let go of.
+    """
 
     procfs: Path
     rootfs: Path
     runs: RunTable
+    gpu_release_file: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,8 +23,8 @@ def start_exporter() -> Iterator[StartExporter]:
     """Starts exporters that end with the test."""
     started: list[ExporterProcess] = []
 
-    def start(*arguments: str, env: dict[str, str] | None = None) -> ExporterProcess:
-        started.append(ExporterProcess(*arguments, env=env))
+    def start(*arguments: str, env: dict[str, str] | None = None, tls: ssl.SSLContext | None = None) -> ExporterProcess:
+        started.append(ExporterProcess(*arguments, env=env, tls=tls))
         return started[-1]
 
     yield start
@@ -59,8 +60,14 @@ def fake_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fake_old_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without the newer memory call."""
-    return _build(tmp_path_factory.mktemp("old_nvml"), "-DWITHOUT_MEMORY_V2")
+    """The same without what came after R470."""
+    return _build(tmp_path_factory.mktemp("old_nvml"), "-DOLD_DRIVER")
+
+
+@pytest.fixture(scope="session")
+def fake_new_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without what CUDA 14 drops."""
+    return _build(tmp_path_factory.mktemp("new_nvml"), "-DNEW_DRIVER")
 
 
 def _run_dir(tmp_path: Path) -> Path:

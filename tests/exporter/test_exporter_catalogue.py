@@ -20,6 +20,7 @@ from tests.conftest import tool
 from tests.exporter.conftest import StartExporter, StartRunFile
 from tests.exporter.exporter_process import Scrape
 
+NVML_PROFILES = Path(__file__).parents[1] / "fake_nvml" / "profiles"
 BY_SCOPE = {scope: {m.name for m in catalogue.METRICS if m.scope is scope} for scope in catalogue.SCOPES}
 
 
@@ -50,7 +51,8 @@ def scrape(start_exporter: StartExporter, start_run_file: StartRunFile, run_dir:
     ended.set("trainvitals_run_label_info", 1, label="team", value="voice")
     ended.set("trainvitals_run_end_info", 1, signal="", exception="ValueError").end()
     (run_dir / "bad.rank.1.vitals").write_bytes(b"bad")
-    exporter = start_exporter("--run-dir", str(run_dir), env={"LD_LIBRARY_PATH": str(fake_nvml)})
+    machine = {"LD_LIBRARY_PATH": str(fake_nvml), "FAKE_NVML_PROFILE": str(NVML_PROFILES / "everything")}
+    exporter = start_exporter("--run-dir", str(run_dir), env=machine)
     return exporter.scrape()
 
 
