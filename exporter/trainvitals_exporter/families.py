@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -57,6 +57,15 @@ class Families:
         """Add samples whose series were spelled before: name, series, value."""
         for name, spelled, value in lines:
             self._lines(name).append((spelled, value))
+
+
+def select(families: Iterable[Family], names: Collection[str]) -> Iterator[Family]:
+    """Of each family the samples with these names; all of them where a name is the family's own, in either format."""
+    for family in families:
+        if family.metric.name in names or family.metric.name.removesuffix("_total") in names:
+            yield family
+        elif lines := [line for line in family.lines if line[0].partition("{")[0] in names]:
+            yield Family(family.metric, lines)
 
 
 @lru_cache(maxsize=16384)

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from trainvitals import __version__
 
 from trainvitals_exporter import rendering
-from trainvitals_exporter.families import Families, Family
+from trainvitals_exporter.families import Families, Family, select
 
 # A loaded machine may stall a collector for seconds; an operator should still see a hung driver at the next scrape.
 STALE_SECONDS: Final = 10.0
@@ -151,10 +151,29 @@ class Runner:
         while not self.ready():
             time.sleep(0.02)
 
-    def render(self, content_type: str) -> bytes:
-        """The body of one scrape."""
-        snapshots = [(worker.name, worker.current()) for worker in self._workers]
-        text = [snapshot.render(content_type) for _, snapshot in snapshots if snapshot is not None]
+    @property
+    def collectors(self) -> list[str]:
+        """The names of the collectors at work."""
+        return [worker.name for worker in self._workers]
+
+    def render(
+        self,
+        content_type: str,
+        names: frozenset[str] = frozenset(),
+        collectors: frozenset[str] = frozenset(),
+        more: Iterable[Family] = (),
+    ) -> bytes:
+        """The body of one scrape: of metrics or samples with these names, and of these collectors, where any are named.
+
+        `more` are families that belong to the exporter itself and so to no collector.
+        """
+        workers = [worker for worker in self._workers if not collectors or worker.name in collectors]
+        snapshots = [(worker.name, worker.current()) for worker in workers]
+        if names:
+            found = (family for _, snapshot in snapshots if snapshot is not None for family in snapshot.families)
+            text = [rendering.render(select(found, names), content_type)]
+        else:
+            text = [snapshot.render(content_type) for _, snapshot in snapshots if snapshot is not None]
         health = Families()
         for name, snapshot in snapshots:
             if snapshot is not None:
@@ -162,7 +181,8 @@ class Runner:
                 health.add("trainvitals_collector_duration_seconds", snapshot.duration, name)
                 if snapshot.last_success is not None:
                     health.add("trainvitals_collector_last_success_timestamp_seconds", snapshot.last_success, name)
-        text.append(rendering.render((*health, *self._build_info), content_type))
+        own = (*health, *self._build_info, *more)
+        text.append(rendering.render(select(own, names) if names else own, content_type))
         if content_type == rendering.OPENMETRICS:
             text.append(rendering.OPENMETRICS_END)
         # A path or a label out of a run file may hold what UTF-8 cannot: no reason to lose the scrape.

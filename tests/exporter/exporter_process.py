@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -52,7 +53,10 @@ class Scrape:
 class ExporterProcess:
     """A running exporter, on a free port of its own choice."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, env: Mapping[str, str] | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.tls = tls
         listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainvitals_exporter", *listen, *arguments],
@@ -72,6 +76,7 @@ class ExporterProcess:
         )
         opener = urllib.request.OpenerDirector()
         opener.add_handler(urllib.request.HTTPHandler())
+        opener.add_handler(urllib.request.HTTPSHandler(context=self.tls))
         with opener.open(request, timeout=DEADLINE) as response:
             return response.status, dict(response.headers), response.read()
 
@@ -92,7 +97,7 @@ class ExporterProcess:
 
     def _find_url(self) -> str | None:
         assert self.process.poll() is None, self.log
-        return next((match[1] for line in self.log if (match := re.search(r"(http://\S+)/metrics", line))), None)
+        return next((match[1] for line in self.log if (match := re.search(r"(https?://\S+)/metrics", line))), None)
 
     def _ready(self) -> bool:
         return self.get("/-/ready")[0] == 200
