@@ -9,6 +9,7 @@ from typing import Final
 _STEPS_AT_FIRST: Final = 50
 _WINDOW_SECONDS: Final = 0.5
 _LARGEST_INTERVAL: Final = 64
+_LONGEST_SECONDS: Final = 10
 
 
 class Governor:
@@ -50,5 +51,6 @@ class Governor:
         each_step = self._steps * self._seconds / self._measured
         left = self._share * wall - (hooks - self._seconds)
         wanted = math.ceil(each_step / left) if left > 0 else _LARGEST_INTERVAL
-        # One cheap half second is no reason to measure every step again.
-        self.interval = max(1, min(wanted, _LARGEST_INTERVAL), self.interval // 2)
+        # Long steps can be dear and still have to be looked at; and one odd half second is no reason for a leap.
+        wanted = min(wanted, _LARGEST_INTERVAL, int(_LONGEST_SECONDS * self._steps / wall), 4 * self.interval)
+        self.interval = max(1, wanted, self.interval // 2)

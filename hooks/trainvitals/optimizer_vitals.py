@@ -27,6 +27,7 @@ _LOSS_FLOOR: Final = 1e-3
 # What a value leaves to be done is done for so many together: cold caches make single work dear.
 _SETTLE_AT: Final = 16
 _ANY: Final = sys.float_info.max
+_MAX_OPTIMIZERS: Final = 32
 
 
 class Batch(NamedTuple):
@@ -222,13 +223,19 @@ class Optimizers:
         self.on_anomaly: list[Callable[[Anomaly], None]] = []
         self._vitals: dict[int, tuple[weakref.ref[Any], OptimizerVitals]] = {}
         self._labels: list[tuple[weakref.ref[Any], tuple[str, int]]] = []
+        self._refused: dict[int, weakref.ref[Any]] = {}
 
     def known(self, optimizer: Any) -> OptimizerVitals | None:
         """The vitals of this optimizer, None before its first step."""
         reference, vitals = self._vitals.get(id(optimizer), (None, None))
         return vitals if reference is not None and reference() is optimizer else None
 
-    def add(self, writer: RunFileWriter, optimizer: Any, about: tuple[str, int]) -> OptimizerVitals:
+    def is_refused(self, optimizer: Any) -> bool:
+        """Whether there was no room for this one: some scripts have an optimizer for each parameter."""
+        reference = self._refused.get(id(optimizer))
+        return reference is not None and reference() is optimizer
+
+    def add(self, writer: RunFileWriter, optimizer: Any, about: tuple[str, int]) -> OptimizerVitals | None:
         """The vitals of a new optimizer; `about` is its class's name and the number of its parameters' elements.
 
         The label of an optimizer that is gone goes to the next new one of its kind: a second training in this process
@@ -237,8 +244,13 @@ class Optimizers:
         reference = weakref.ref(optimizer)
         free = (place for place, (earlier, like) in enumerate(self._labels) if earlier() is None and like == about)
         place = next(free, len(self._labels))
-        self._labels[place : place + 1] = [(reference, about)]
+        if place >= _MAX_OPTIMIZERS:
+            self._refused = {key: value for key, value in self._refused.items() if value() is not None}
+            self._refused[id(optimizer)] = reference
+            writer.values[writer.slot("trainvitals_series_dropped_total", reason="too_many_optimizers")] += 1
+            return None
         vitals = OptimizerVitals(writer, str(place), *about, self._report)
+        self._labels[place : place + 1] = [(reference, about)]
         self._vitals = {key: value for key, value in self._vitals.items() if value[0]() is not None}
         self._vitals[id(optimizer)] = (reference, vitals)
         return vitals

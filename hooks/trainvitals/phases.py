@@ -19,6 +19,8 @@ class Phases:
     def __init__(self) -> None:
         # when the newest event was; None before the first
         self.mark: float | None = None
+        # seconds that the iteration under way has waited for data
+        self.waited = 0.0
         # told of each phase that has just ended, by its number
         self.on_phase: Callable[[int], None] | None = None
         self._spent = [0.0] * len(catalogue.PHASES)
@@ -29,18 +31,16 @@ class Phases:
         """The time since the last event belongs to this phase."""
         if self.mark is not None:
             self._spent[phase] += now - self.mark
+            if phase == DATA_WAIT:
+                self.waited += now - self.mark
         self.mark = now
         if self.on_phase is not None:
             self.on_phase(phase)
 
-    @property
-    def waited(self) -> float:
-        """Seconds that the iteration under way has waited for data."""
-        return self._spent[DATA_WAIT] - self._kept[DATA_WAIT]
-
     def keep(self) -> None:
         """An iteration is over: what passed until now was training."""
         self._kept[:] = self._spent
+        self.waited = 0.0
 
     def set_aside(self) -> None:
         """What came after the last iteration's end was evaluation, say; saving is still saving."""
@@ -50,12 +50,15 @@ class Phases:
         spent[:] = kept
         spent[CHECKPOINT] = saving
         spent[OTHER] += aside
+        self.waited = 0.0
 
-    def write(self, writer: RunFileWriter) -> None:
+    def armed(self, writer: RunFileWriter) -> None:
+        """There is a run file to write to."""
+        self._slots = [writer.slot("trainvitals_phase_seconds_total", phase=phase) for phase in catalogue.PHASES]
+
+    def write(self, values: memoryview[float]) -> None:
         """Add what passed since the last time to the values in the run file."""
-        if not self._slots:
-            self._slots = [writer.slot("trainvitals_phase_seconds_total", phase=phase) for phase in catalogue.PHASES]
         for slot, seconds in zip(self._slots, self._spent, strict=True):
-            writer.values[slot] += seconds
+            values[slot] += seconds
         self._spent[:] = [0.0] * len(self._spent)
         self._kept[:] = self._spent

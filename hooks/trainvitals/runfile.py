@@ -227,6 +227,13 @@ class RunFileWriter:
         """Store a value by name: for what changes rarely."""
         self.values[self.slot(name, value, **labels)] = value
 
+    def set_or_retire(self, name: str, value: float | None, /, **labels: str) -> None:
+        """Store what may have become unknown: None lets the series vanish."""
+        if value is None:
+            self.retire(name, **labels)
+        else:
+            self.set(name, float(value), **labels)
+
     def retire(self, name: str, /, **labels: str) -> None:
         """Let a series vanish that is true no longer; it can be set again. Its room in the file stays taken."""
         slot = self._slots.get((name, tuple(sorted(labels.items()))))

@@ -149,10 +149,12 @@ class Session:
         def hook(*args: Any, **kwargs: Any) -> Any:
             if errors[name] >= _GIVE_UP_AFTER or not self.active:
                 return None
+            here = self.training_thread == get_ident()
+            if not (here or any_thread or self.on_training_thread()):
+                return None
             before, start = self.hook_seconds, perf_counter()
             try:
-                if any_thread or self.training_thread == get_ident() or self.on_training_thread():
-                    return function(start, *args, **kwargs)
+                return function(start, *args, **kwargs)
             except RunFileFull:
                 self._count("trainvitals_series_dropped_total", reason="run_file_full")
             except Exception as error:
@@ -161,7 +163,8 @@ class Session:
                 errors[name] += 1
                 self._count("trainvitals_hook_errors_total", hook=name)
             finally:
-                self.hook_seconds = before + perf_counter() - start  # a hook may have called another one
+                if here or self.training_thread == get_ident():  # what another thread takes holds nobody up
+                    self.hook_seconds = before + perf_counter() - start  # a hook may have called another one
             return None
 
         return hook

@@ -12,12 +12,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import Any, Final
 
 from trainvitals import catalogue
 from trainvitals.optimizer_vitals import Batch, Moment, Optimizers, OptimizerVitals
 from trainvitals.phases import BACKWARD, DATA_WAIT, FORWARD, OPTIMIZER, OTHER, Phases
-from trainvitals.runfile import RunFileWriter
+from trainvitals.runfile import RETIRED, RunFileWriter
 from trainvitals.session import Session
 
 # Several updates on one batch (a critic's) are one iteration; this many without a fetch mean that the loader is not the
@@ -29,6 +30,12 @@ _MAX_SCALARS: Final = 200
 # What an event leaves to be done is done this often, for all of them together: cold caches make single work dear.
 _COMMIT_SECONDS: Final = 0.05
 _RATE_WINDOW_SECONDS: Final = 10
+
+
+def _dataset(iterator: Any) -> int | None:
+    """Which dataset an iterator reads from, as long as that lives."""
+    dataset = getattr(iterator, "_dataset", None)
+    return None if dataset is None else id(dataset)
 
 
 class _Histogram:
@@ -69,6 +76,8 @@ class Vitals:
         self._leader: weakref.ref[Any] | None = None
         self._following = False
         self._passes_trained: weakref.ref[Any] | None = None
+        self._trained_dataset: int | None = None
+        self._fetched_by: int | None = None
         self._pass_counted = False
         self._steps_since_fetch = 0
         # batches that are not trained on yet, and those of an iterator that waits for an evaluation's end
@@ -111,14 +120,23 @@ class Vitals:
 
     def _armed(self, writer: RunFileWriter) -> None:
         self._writer, self._values = writer, writer.values
+        self.phases.armed(writer)
         self._iterations = writer.slot("trainvitals_iterations_total")
         self._epoch = writer.slot("trainvitals_epoch")
         self._heartbeat = writer.slot("trainvitals_heartbeat_timestamp_seconds", time.time())
         self._hook_seconds = writer.slot("trainvitals_hook_seconds_total")
         writer.set("trainvitals_hook_share_limit_ratio", self._session.overhead)
         self._iteration_seconds = _Histogram(writer, "trainvitals_iteration_seconds")
-        self._batch_wait: _Histogram | None = None
-        self._last_iteration: int | None = None
+        self._batch_wait = _Histogram(writer, "trainvitals_batch_wait_seconds")
+        # room for what comes later: scripts may fill the file with series of their own
+        self._last_iteration = writer.slot("trainvitals_last_iteration_timestamp_seconds", RETIRED)
+        self._rate = writer.slot("trainvitals_iterations_per_second", RETIRED)
+        self._samples_total = writer.slot("trainvitals_samples_total", RETIRED)
+        if self._fetched_by not in (None, get_ident()):  # another thread fetches ahead: that is not this loop's clock
+            self._fetches = False
+            self._asked.clear()
+            self._ahead.clear()
+            self._leader = None
 
     def alive(self) -> None:
         """A sign of life."""
@@ -134,6 +152,8 @@ class Vitals:
         self.overdue()
         self.passed(now, OTHER)
         self.fetching = True
+        if self._writer is None:
+            self._fetched_by = get_ident()
         key = id(iterator)
         begins = True
         if self._trained:
@@ -147,6 +167,8 @@ class Vitals:
             begins = not self._in_groups
             if begins:
                 self.phases.set_aside()
+                if self._writer is not None and now >= self._commit_due:  # an evaluation may take hours
+                    self._commit(now)
                 if self._ahead and self._passes_trained is self._leader:  # the batch in its turn was skipped
                     self._ahead.popleft()
         elif self._asked and not self._is_new_leader(iterator):
@@ -177,19 +199,23 @@ class Vitals:
 
     def _is_new_leader(self, iterator: Any) -> bool:
         """Whether the iterator that is asked now takes over from an evaluation: from one that was asked again and again
-        without a backward, but not to the end of its data (Lightning), or back to the one that was trained from.
+        without a backward, but not to the end of its data (Lightning), or back to what was trained from.
         """
-        return self._fetched_at_once > 1 or (self._passes_trained is not None and self._passes_trained() is iterator)
+        if self._fetched_at_once > 1 or (self._passes_trained is not None and self._passes_trained() is iterator):
+            return True
+        return _dataset(self.leader) != self._trained_dataset == _dataset(iterator)
 
     def fetch_ends(self, now: float, batch: Batch | None) -> None:
         """The fetch is over: with a batch, or (None) with the end of the data or an error."""
         self.passed(now, DATA_WAIT)
         self.fetching = False
-        if batch is None:
+        if batch is None and self._following:
+            pass  # the loop goes on, mostly with a new iterator of the same loader
+        elif batch is None:
             self.phases.set_aside()
             self._asked.clear()
             self._pass_ended = True
-            if not self._following and self._passes_trained is not None and self._passes_trained is self._leader:
+            if self._passes_trained is not None and self._passes_trained is self._leader:
                 self._count_pass(now)
         elif not self._following:
             if batch.number == 0:  # a new pass, maybe after one that was broken off
@@ -288,7 +314,7 @@ class Vitals:
     def optimizer(self, optimizer: Any, describe: Callable[[Any], tuple[str, int]]) -> OptimizerVitals | None:
         """The vitals of this optimizer, made at its first step; `describe` gives its class's name and its elements."""
         known = self.optimizers.known(optimizer)
-        if known is not None or self._writer is None:
+        if known is not None or self._writer is None or self.optimizers.is_refused(optimizer):
             return known
         return self.optimizers.add(self._writer, optimizer, describe(optimizer))
 
@@ -315,12 +341,15 @@ class Vitals:
         self.phases.set_aside()
         self._commit(now)
         self._tell_epoch()
+        for tell in self.on_second:
+            tell(now, self._writer)
         for action in self.on_finish:
             action()
 
     def _fetched_for_training(self, writer: RunFileWriter) -> None:
         self._waits_due.append(self.phases.waited)
         self._passes_trained = self._leader
+        self._trained_dataset = _dataset(self.leader)
         self.batch = self._ahead.popleft() if self._ahead else None
         self._on_last_batch = self.batch is not None and self.batch.last
         for action in self.on_training_fetch:
@@ -344,9 +373,8 @@ class Vitals:
 
     def _commit(self, now: float) -> None:
         """Write down all that is known."""
-        assert self._writer is not None  # noqa: S101 (the callers have looked)
         values = self._values
-        self.phases.write(self._writer)
+        self.phases.write(values)
         self._commit_due = now + _COMMIT_SECONDS
         values[self._heartbeat] = time.time()
         values[self._hook_seconds] = self._session.hook_seconds
@@ -354,20 +382,13 @@ class Vitals:
             values[self._iterations] = self.iterations
             self._iteration_seconds.observe(self._iterations_due)
             self._iterations_due.clear()
-            if self._last_iteration is None:
-                self._last_iteration = self._writer.slot("trainvitals_last_iteration_timestamp_seconds")
             values[self._last_iteration] = time.time() - (now - self._last_end)
         if self._waits_due:
-            self._tell_fetches(self._writer)
+            self._batch_wait.observe(self._waits_due)
+            self._waits_due.clear()
+            if self._samples:
+                values[self._samples_total] = self._samples
         self.optimizers.settle(now)
-
-    def _tell_fetches(self, writer: RunFileWriter) -> None:
-        if self._batch_wait is None:
-            self._batch_wait = _Histogram(writer, "trainvitals_batch_wait_seconds")
-        self._batch_wait.observe(self._waits_due)
-        self._waits_due.clear()
-        if self._samples:
-            writer.set("trainvitals_samples_total", self._samples)
 
     def _iteration_ends(self, now: float) -> None:
         if self._writer is None:
@@ -398,8 +419,7 @@ class Vitals:
         while len(recent) > 2 and now - recent[0][0] > _RATE_WINDOW_SECONDS:
             recent.popleft()
         if len(recent) > 1:
-            rate = (self.iterations - recent[0][1]) / (now - recent[0][0])
-            writer.set("trainvitals_iterations_per_second", rate)
+            self._values[self._rate] = (self.iterations - recent[0][1]) / (now - recent[0][0])
         self._tell_epoch()
         for action in self.on_second:
             action(now, writer)

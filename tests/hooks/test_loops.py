@@ -408,3 +408,128 @@ def test_notebook(launcher: Launcher) -> None:
     assert {run: file.value("trainvitals_epoch") for run, file in files.items()} == {"first": 2, "second": 1}
     assert state_of(files["second"]) == "finished"
     assert all(not any(s.name == "trainvitals_hook_errors_total" for s in file.samples) for file in files.values())
+
+
+@loop("""
+import queue, threading
+def ahead(batches):  # as background prefetchers do
+    arrived = queue.Queue(1)
+    def fetch():
+        for batch in batches: arrived.put(batch)
+        arrived.put(None)
+    threading.Thread(target=fetch, daemon=True).start()
+    while (batch := arrived.get()) is not None: yield batch
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+for epoch in range(2):
+    for x, y in ahead(loader()):
+        o.zero_grad(); loss = loss_of(x, y); loss.backward(); true(loss=loss); o.step()
+    torch.save(model.state_dict(), f"{epoch}.pt")
+""")
+def test_batches_that_another_thread_fetches(recorded: Recorded) -> None:
+    recorded.check(iterations=16, steps=16, lr=0.1)
+    assert recorded.value("checkpoint_saves_total") == 2
+
+
+@loop("""
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+labelled, unlabelled = loader(), loader(24)
+more = iter(unlabelled)
+for epoch in range(2):
+    for x, y in labelled:
+        try: z, _ = next(more)
+        except StopIteration: more = iter(unlabelled); z, _ = next(more)
+        o.zero_grad(); loss = loss_of(x, y) + model(z).mean(); loss.backward(); true(loss=loss); o.step()
+""")
+def test_a_second_loader_that_begins_anew_within_an_iteration(recorded: Recorded) -> None:
+    recorded.check(iterations=16, steps=16, lr=0.1, epoch=2, samples=128)
+
+
+@loop("""
+first = torch.optim.SGD(model.parameters(), lr=0.1)
+def closure(): raise RuntimeError("in a notebook's cell")
+try: first.step(closure)
+except RuntimeError: pass
+o = torch.optim.SGD(model.parameters(), lr=0.2)
+for x, y in loader():
+    o.zero_grad(); loss = loss_of(x, y); loss.backward(); true(loss=loss, norm=norm(model.parameters())); o.step()
+""")
+def test_another_optimizer_after_one_whose_step_raised(recorded: Recorded) -> None:
+    recorded.check(iterations=8, steps=8, lr=0.2, epoch=1)
+
+
+@loop("""
+class Slow(Dataset):
+    def __len__(self): return 10
+    def __getitem__(self, i): time.sleep(0.06); return torch.randn(4), torch.randn(1)
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+batches = iter(DataLoader(Slow()))
+batch = next(batches)
+while batch is not None:
+    o.zero_grad(); loss_of(*batch).backward(); batch = next(batches, None); o.step()
+""")
+def test_waits_for_batches_fetched_ahead_by_hand(recorded: Recorded) -> None:
+    waits = recorded.family("batch_wait_seconds_bucket", "le")
+    assert sum(waits.values()) == 10
+    assert sum(count for bound, count in waits.items() if float(bound) <= 0.05) == 0
+    assert (recorded.value("batch_wait_seconds_sum") or 0) > 0.6
+
+
+@loop("""
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+data, held_out = loader(40, 4), loader(64, 32)
+for epoch in range(3):
+    for x, y in data:
+        o.zero_grad(); loss = loss_of(x, y); loss.backward(); true(loss=loss); o.step()
+    with torch.no_grad(): loss_of(*next(iter(held_out))); time.sleep(0.3)
+""")
+def test_one_batch_of_evaluation_between_epochs(recorded: Recorded) -> None:
+    recorded.check(iterations=30, steps=30, lr=0.1, epoch=3, samples=120)
+    longest = {bound: count for bound, count in recorded.family("iteration_seconds_bucket", "le").items() if count}
+    assert max(map(float, longest)) <= 0.25
+
+
+@loop("""
+from trainvitals.attachment import _attachment
+def other():
+    found = [s.value for s in _attachment.session.writer.samples() if dict(s.labels) == {"phase": "other"}]
+    return found[0]
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+for x, y in loader(): o.zero_grad(); loss_of(x, y).backward(); o.step()
+with torch.no_grad():
+    before = other()
+    for i, (x, y) in enumerate(loader()): loss_of(x, y); time.sleep(0.06)
+    true(seen=other() - before)
+""")
+def test_time_in_an_evaluation_is_told_while_it_lasts(recorded: Recorded) -> None:
+    assert recorded.true["seen"] > 0.3
+
+
+@loop("""
+layers = nn.Sequential(*[nn.Linear(4, 4) for _ in range(100)])
+each = {p: torch.optim.SGD([p], lr=1e-3) for p in layers.parameters()}
+def step(p): each[p].step(); each[p].zero_grad()
+for p in layers.parameters(): p.register_post_accumulate_grad_hook(step)
+for epoch in range(2):
+    for x, y in loader(): layers(x).square().mean().backward()
+""")
+def test_an_optimizer_for_each_parameter(recorded: Recorded) -> None:
+    """More than there is room for: the first ones are told of, and the rest costs nothing."""
+    assert recorded.value("iterations_total") == 16
+    assert recorded.family("optimizer_steps_total", "optimizer") == {str(label): 16 for label in range(32)}
+    assert recorded.value("series_dropped_total", reason="too_many_optimizers") == 200 - 32
+    assert recorded.value("series_dropped_total", reason="run_file_full") == 0
+    assert recorded.family("hook_errors_total", "hook") == {}
+    assert recorded.value("epoch") == 2
+
+
+@loop("""
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+parameters = list(model.parameters())
+for _ in range(12):
+    loss = loss_of(torch.randn(8, 4), torch.randn(8, 1))
+    for p, g in zip(parameters, torch.autograd.grad(loss, parameters)): p.grad = g
+    true(norm=norm(parameters)); o.step()
+""")
+def test_gradients_assigned_by_hand(recorded: Recorded) -> None:
+    recorded.check(iterations=12, steps=12, lr=0.1)
+    assert recorded.value("loss", optimizer="0") is None

@@ -234,7 +234,7 @@ class Checkpoints:
             self._begin_checkpoint(writer, save.batches)
         self._largest = max(self._largest, save.size or 0)
         self._size = _sum(self._size, save.size)
-        _set_or_retire(writer, "trainvitals_checkpoint_last_bytes", self._size)
+        writer.set_or_retire("trainvitals_checkpoint_last_bytes", self._size)
         writer.set("trainvitals_checkpoint_last_timestamp_seconds", time.time())
         self._record_available(writer, save.folder)
         if isinstance(save, _File) and save.holds_up_training and isinstance(save.target, (str, os.PathLike)):
@@ -299,13 +299,6 @@ def _size_of_shard(metadata: Any) -> int | None:
     prefix = f"__{torch.distributed.get_rank()}_" if distributed and torch.distributed.get_world_size() > 1 else ""
     own = [part for part in parts.values() if Path(part.relative_path).name.startswith(prefix)]
     return sum(part.length for part in own) if own else None
-
-
-def _set_or_retire(writer: RunFileWriter, name: str, value: float | None) -> None:
-    if value is None:
-        writer.retire(name)
-    else:
-        writer.set(name, float(value))
 
 
 def _to_file(tensors: Any = None, f: Any = None, *args: Any, filename: Any = None, **kwargs: Any) -> _File:

@@ -89,6 +89,7 @@ class _Fetches:
         """That fetch is over."""
         self._under_way = False  # also when another thread has become the one that trains
         if not self._session.on_training_thread():
+            self._vitals.fetching = False  # it began before anybody knew which thread trains
             return
         self._vitals.fetch_ends(now, self.source_of(now, iterator).fetched(iterator) if arrived else None)
 
@@ -108,10 +109,10 @@ class _Fetches:
         sampler = iterator._index_sampler
         # another batch sampler may make batches of any size
         size = float(sampler.batch_size) if type(sampler) is BatchSampler else None
-        _set_or_retire(writer, "trainvitals_dataloader_batch_size", size)
+        writer.set_or_retire("trainvitals_dataloader_batch_size", size)
         prefetched, persistent = (iterator._prefetch_factor, iterator._persistent_workers) if workers else (None, None)
-        _set_or_retire(writer, "trainvitals_dataloader_prefetch_factor", prefetched)
-        _set_or_retire(writer, "trainvitals_dataloader_persistent_workers", persistent)
+        writer.set_or_retire("trainvitals_dataloader_prefetch_factor", prefetched)
+        writer.set_or_retire("trainvitals_dataloader_persistent_workers", persistent)
         if hasattr(sampler, "__weakref__"):  # not a list, say, which has no epoch either
             self._index_sampler = weakref.ref(sampler)
 
@@ -160,13 +161,6 @@ def _most_on_their_way(iterator: Any) -> int:
     if is_iterable or not getattr(iterator, "_in_order", True):
         return 0
     return int(iterator._num_workers and iterator._num_workers * iterator._prefetch_factor) + 1
-
-
-def _set_or_retire(writer: RunFileWriter, name: str, value: float | None) -> None:
-    if value is None:
-        writer.retire(name)
-    else:
-        writer.set(name, float(value))
 
 
 def install(context: Context) -> None:

@@ -92,11 +92,14 @@ class Gradients:
         self._losses = losses
         self._governor = Governor(context.session.overhead)
         self._stepping: weakref.ref[Any] | None = None
+        self._stepping_since = 0
         self._clipped_unknown: set[int] = set()
-        self._seen: dict[int, tuple[Any, set[int]]] = {}
+        # of each optimizer that has stepped: itself, the ids of its parameters, and of how many groups these are
+        self._seen: dict[int, tuple[Any, set[int], int]] = {}
         self._before_clipping: dict[int, tuple[int, _Norm]] = {}
         self._norms: dict[int, _Norm | None] = {}
         self._steps_to_go: dict[int, int] = {}
+        self._unmeasured: dict[int, int] = {}
         self._compiled: dict[int, weakref.ref[Any]] = {}
         self.compiled_steps = CompiledSteps()
         self.stepped = False
@@ -104,11 +107,12 @@ class Gradients:
     def step_begins(self, now: float, optimizer: Any) -> None:
         """An optimizer's step begins. One inside another (ZeroRedundancyOptimizer's) is the same step.
 
-        The same optimizer again means that its last step raised and has had no end.
+        The same optimizer again, or a backward since, means that the last step raised and has had no end.
         """
         outer = None if self._stepping is None else self._stepping()
-        if outer is None or outer is optimizer:
+        if outer is None or outer is optimizer or self._losses.count != self._stepping_since:
             self._stepping = weakref.ref(optimizer)
+            self._stepping_since = self._losses.count
             self._vitals.step_begins(now)
 
     def measure(self, now: float, optimizer: Any) -> None:
@@ -181,11 +185,13 @@ class Gradients:
         """These parameters' gradients are about to be clipped; `total_norm` is their 2-norm where it is known."""
         clipped = {id(parameter) for parameter in parameters}
         owned = False
-        for key, (reference, own) in list(self._seen.items()):
+        for key, (reference, own, groups) in list(self._seen.items()):
             optimizer = reference()
             if optimizer is None:
                 del self._seen[key]
                 continue
+            if len(optimizer.param_groups) != groups:
+                own = self._see(optimizer)
             if own.isdisjoint(clipped):
                 continue
             owned = True
@@ -210,8 +216,9 @@ class Gradients:
         """When to measure next."""
         interval = self._governor.interval
         self._steps_to_go[key] = (interval if measured else min(self._steps_to_go.get(key, 0), interval)) - 1
+        self._unmeasured[key] = self._unmeasured.get(key, 0) + 1
         if measured:
-            vitals.measured_every(interval)
+            vitals.measured_every(self._unmeasured.pop(key))
 
     def _measure(self, optimizer: Any) -> _Norm | None:
         if capturing():
@@ -275,12 +282,16 @@ class Gradients:
                 vitals.learning_rate(place, rate)
 
     def _describe(self, optimizer: Any) -> tuple[str, int]:
-        parameters = parameters_of(optimizer)
-        own = {id(parameter) for parameter in parameters}
-        self._seen[id(optimizer)] = (weakref.ref(optimizer), own)
         self._steps_to_go.pop(id(optimizer), None)
-        self._clipped_unknown -= own
-        return type(optimizer).__name__, sum(parameter.numel() for parameter in parameters)
+        self._unmeasured.pop(id(optimizer), None)
+        self._clipped_unknown -= self._see(optimizer)
+        return type(optimizer).__name__, sum(parameter.numel() for parameter in parameters_of(optimizer))
+
+    def _see(self, optimizer: Any) -> set[int]:
+        """Remember whose parameters these are."""
+        own = {id(parameter) for parameter in parameters_of(optimizer)}
+        self._seen[id(optimizer)] = (weakref.ref(optimizer), own, len(optimizer.param_groups))
+        return own
 
 
 def _report_step(vitals: OptimizerVitals, moment: Moment, norm: _Norm | None) -> None:
