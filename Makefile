@@ -20,7 +20,7 @@ demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the aler
 	$(BIN)/python examples/demo/demo.py
 
 test: $(VENV)/.test tools compose-client check  ## everything that a change has to pass
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(VENV)/.test tools  ## what takes longer than a few minutes
 	$(BIN)/python -m pytest -m slow

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from trainvitals_exporter import collectors, rendering, systemd
 from trainvitals_exporter.configuration import OPTIONS, VARIABLE_PREFIX, Configuration
 from trainvitals_exporter.endpoint import listeners
 from trainvitals_exporter.endpoint.listeners import DEFAULT_LISTEN, Address
-from trainvitals_exporter.endpoint.server import Server
+from trainvitals_exporter.endpoint.server import STOP_SIGNALS, Server
 from trainvitals_exporter.endpoint.web_config import WebConfigFile
 from trainvitals_exporter.run_table import RunTable
 from trainvitals_exporter.runner import Runner
@@ -66,18 +66,32 @@ def _serve(runner: Runner, web: WebConfigFile, addresses: Iterable[Address]) -> 
         sys.stderr.write(f"trainvitals exporter: {error}\n")
         return 1
     server = Server(sockets, runner, web)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
+    with _signals() as stop:
         runner.start()
         scheme = "https" if web.current().tls else "http"
         for listener in sockets:
             _log.info("listening on %s", listeners.url(listener, scheme))
         manager.ready(f"listening on {', '.join(map(listeners.shown, sockets))}")
-        server.serve(manager.watchdog_seconds, manager.alive)
+        server.serve(stop, manager.watchdog_seconds, manager.alive)
     manager.stopping()
     server.close()
     runner.stop()
     return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket from which signals can be read: one that raised an exception could leave a lock held for ever."""
+    reader, writer = socket.socketpair()
+    for end in (reader, writer):
+        end.setblocking(False)
+    with reader, writer:
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
+        yield reader
+        signal.set_wakeup_fd(-1)
 
 
 def _listen(addresses: Iterable[Address]) -> list[socket.socket]:

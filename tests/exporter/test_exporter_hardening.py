@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import socket
 import ssl
 import threading
@@ -69,26 +70,16 @@ def serving(shelf: Shelf, web: Path | None = None) -> Iterator[tuple[str, int]]:
     at = listener.getsockname()
     made = Server([listener], shelf, WebConfigFile(web))
 
-    class Stop(Exception):
-        pass
-
-    stop = threading.Event()
-
-    def stop_when_asked() -> None:
-        if stop.is_set():
-            raise Stop
-
-    def serve() -> None:
-        with contextlib.suppress(Stop):
-            made.serve(0.05, stop_when_asked)
-
-    thread = threading.Thread(target=serve)
+    stop, signals = socket.socketpair()
+    thread = threading.Thread(target=made.serve, args=(stop,))
     thread.start()
     yield at
     shelf.gate.set()
-    stop.set()
+    signals.send(bytes([signal.SIGTERM]))
     thread.join()
     made.close()
+    for end in (stop, signals):
+        end.close()
 
 
 def dropped(scrape: Scrape, reason: str) -> float:

@@ -351,6 +351,7 @@ def test_a_command_ended_by_a_real_time_signal(launcher: Launcher) -> None:
     assert end_info(result.launcher)["signal"] == "SIG36"
 
 
+@pytest.mark.slow
 def test_torch_compile_is_not_given_our_hooks_to_compile(launcher: Launcher) -> None:
     text = """
 import json, sys, torch

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from trainvitals.runfile import RunFile
 
 from tests.conftest import Launcher
@@ -243,6 +244,7 @@ def test_autocast_and_checkpointing_inside_compiled_code_cost_no_graph(launcher:
     assert errors(rank) == []
 
 
+@pytest.mark.slow
 def test_compiled_code_under_autocast_is_known_as_such_when_it_runs(launcher: Launcher) -> None:
     rank, _ = train(
         launcher,

@@ -93,7 +93,9 @@ def left(output: Path) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize(("stage", "trains"), [("s1", "main.json"), ("s2", "rank.json")])
+@pytest.mark.parametrize(
+    ("stage", "trains"), [("s1", "main.json"), pytest.param("s2", "rank.json", marks=pytest.mark.slow)]
+)
 def test_the_example_s_stages(launcher: Launcher, stage: str, trains: str) -> None:
     """Both make the same losses, gradient norms and learning rates at every iteration, and the same checkpoints."""
     launcher.script(SITECUSTOMIZE, "sitecustomize.py")

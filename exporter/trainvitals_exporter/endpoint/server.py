@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+import signal
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from trainvitals_exporter.endpoint.channel import Channel
 from trainvitals_exporter.endpoint.web_config import WebConfigFile
 from trainvitals_exporter.families import Families, Family
 
+STOP_SIGNALS: Final[frozenset[int]] = frozenset({signal.SIGTERM, signal.SIGINT})
 MAX_CONNECTIONS: Final = 128  # a thread and some buffers each; a Prometheus has one, and a host has few of those
 MAX_SCRAPES: Final = 8  # being rendered at the same moment; they share one interpreter, and more would not be faster
 QUEUE_SECONDS: Final = 5.0  # for a scrape to wait for its turn; half of the time that Prometheus gives it
@@ -70,15 +72,22 @@ class Server:
         self._is_crowded = False
         self._trouble = ""
 
-    def serve(self, wake_seconds: float | None = None, on_wake: Callable[[], object] = lambda: None) -> None:
-        """Accept connections, for ever; `on_wake` is called every so often."""
+    def serve(
+        self, stop: socket.socket, wake_seconds: float | None = None, on_wake: Callable[[], object] = lambda: None
+    ) -> None:
+        """Accept connections until `stop` tells of a signal to do so; `on_wake` is called every so often."""
         with selectors.DefaultSelector() as selector:
+            selector.register(stop, selectors.EVENT_READ)
             for listener in self._listeners:
                 listener.setblocking(False)
                 selector.register(listener, selectors.EVENT_READ)
             while True:
                 on_wake()
                 for key, _ in selector.select(wake_seconds):
+                    if key.fileobj is stop:
+                        if not STOP_SIGNALS.isdisjoint(stop.recv(64)):
+                            return
+                        continue
                     self._accept(key.fileobj)  # type: ignore[arg-type]  # what was registered
 
     def close(self) -> None:
