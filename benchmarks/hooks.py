@@ -35,7 +35,7 @@ BUDGET_US = {"mlp": 40.0, "gan": 60.0}
 BUDGET_RATIO = {"transformer": 1.005}
 WARM_UP = 5
 # Until the hooks have found out what of theirs is too dear for each step.
-SETTLING_SECONDS = 1.2
+SETTLING_SECONDS = 2.2
 
 
 @contextmanager
