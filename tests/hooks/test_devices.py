@@ -44,6 +44,7 @@ def with_fake(launcher: Launcher) -> Launcher:
     shutil.copy(fake_cuda.__file__, folder)
     (folder / "sitecustomize.py").write_text("import fake_cuda\nfake_cuda.prepare()\n")
     launcher.environment["PYTHONPATH"] = str(folder)
+    launcher.environment["TRAINVITALS_OVERHEAD"] = "1"  # the norm of each step, however busy the machine
     return launcher
 
 
