@@ -336,6 +336,16 @@ def test_inline_certificates(certificates: Certificates, start_exporter: StartEx
     assert exporter.scrape().value(MEMORY)
 
 
+def forged_client(certificates: Certificates, folder: Path) -> ssl.SSLContext:
+    """A client that trusts the exporter, with a certificate that somebody else has issued."""
+    (folder / "forged").mkdir()
+    forger = Certificates(folder / "forged", trustme.CA())
+    forger.issue("client", "prometheus.example")
+    client = certificates.client()
+    client.load_cert_chain(forger.folder / "client.crt", forger.folder / "client.key")
+    return client
+
+
 def test_client_certificates(start_exporter: StartExporter, certificates: Certificates, tmp_path: Path) -> None:
     certificates.issue("client", "prometheus.example", "2001:db8::1")
     certificates.issue("stranger", "elsewhere.example")
@@ -344,12 +354,7 @@ def test_client_certificates(start_exporter: StartExporter, certificates: Certif
     assert exporter.scrape().value(MEMORY)
     assert is_served(exporter, certificates.client("stranger"))
     assert not is_served(exporter, certificates.client())
-    (tmp_path / "forged").mkdir()
-    forger = Certificates(tmp_path / "forged", trustme.CA())
-    forger.issue("client", "prometheus.example")
-    forged = certificates.client()
-    forged.load_cert_chain(forger.folder / "client.crt", forger.folder / "client.key")
-    assert not is_served(exporter, forged)
+    assert not is_served(exporter, forged_client(certificates, tmp_path))
 
     write(certificates.folder, with_tls(**VERIFIED, client_allowed_sans=["2001:DB8:0::1"]))
     assert is_served(exporter, certificates.client("client"))
@@ -365,12 +370,7 @@ def test_certificates_only_if_given(start_exporter: StartExporter, certificates:
     exporter = start_exporter("--collectors", "memory", "--web-config", str(web), tls=certificates.client())
     assert is_served(exporter, certificates.client())
     assert is_served(exporter, certificates.client("client"))
-    (tmp_path / "forged").mkdir()
-    forger = Certificates(tmp_path / "forged", trustme.CA())
-    forger.issue("client", "prometheus.example")
-    forged = certificates.client()
-    forged.load_cert_chain(forger.folder / "client.crt", forger.folder / "client.key")
-    assert not is_served(exporter, forged)
+    assert not is_served(exporter, forged_client(certificates, tmp_path))
 
 
 def tls_of(exporter: ExporterProcess, context: ssl.SSLContext) -> tuple[str | None, str, int]:
