@@ -376,13 +376,13 @@ class Vitals:
         values = self._values
         self.phases.write(values)
         self._commit_due = now + _COMMIT_SECONDS
-        values[self._heartbeat] = time.time()
+        values[self._heartbeat] = wall = time.time()
         values[self._hook_seconds] = self._session.hook_seconds
         if self.iterations:
             values[self._iterations] = self.iterations
             self._iteration_seconds.observe(self._iterations_due)
             self._iterations_due.clear()
-            values[self._last_iteration] = time.time() - (now - self._last_end)
+            values[self._last_iteration] = wall - (now - self._last_end)
         if self._waits_due:
             self._batch_wait.observe(self._waits_due)
             self._waits_due.clear()
