@@ -13,7 +13,6 @@ import json
 import math
 import operator
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -35,7 +34,6 @@ _MAX_LINE_BYTES: Final = 10_000
 # Where every step is anomalous, the first few tell what there is to tell.
 _AT_FIRST: Final = 4
 _LONGEST_GAP_SECONDS: Final = 3600.0
-_MAX_BATCHES: Final = 64
 _LOGGED_PARAMETERS: Final = 8
 _LOGGED_SAMPLES: Final = 512
 _LABEL_PARAMETERS: Final = 3
@@ -74,16 +72,10 @@ class Recorder:
         self._storms: dict[tuple[str, str, str], _Storm] = {}
         self._recorded = 0
         self._shown: list[dict[str, str]] = []
-        self._batches: deque[tuple[int, Batch]] = deque(maxlen=_MAX_BATCHES)
         self._log = session.guarded("anomaly_log", lambda now, writer, entry: _append(writer, entry))
         self._ask = session.guarded("anomalies", lambda now, evidence: evidence())
         self._guarded_finish = session.guarded("anomalies", lambda now, *found: self._finish(*found))
-        vitals.on_training_fetch.append(self._keep_batch)
         vitals.optimizers.on_anomaly.append(session.guarded("anomalies", self._seen))
-
-    def _keep_batch(self, writer: RunFileWriter) -> None:
-        if self._vitals.batch is not None:
-            self._batches.append((self._vitals.iterations, self._vitals.batch))
 
     def _seen(self, now: float, anomaly: Anomaly) -> None:
         storm = self._storms.setdefault((anomaly.optimizer, anomaly.name, anomaly.kind), _Storm())
@@ -136,7 +128,7 @@ class Recorder:
         if anomaly.name == "loss":
             return [moment.batch]
         first = moment.iteration - self._accumulated(anomaly.optimizer)
-        return [batch for number, batch in self._batches if first < number <= moment.iteration] or [moment.batch]
+        return [batch for number, batch in self._vitals.batches if first < number <= moment.iteration] or [moment.batch]
 
     def _accumulated(self, optimizer: str) -> int:
         writer = self._session.writer

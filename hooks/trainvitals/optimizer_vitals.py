@@ -25,7 +25,7 @@ _LOSS_SPIKE_FACTOR: Final = 1000.0
 # Losses around zero would otherwise turn their noise into spikes.
 _LOSS_FLOOR: Final = 1e-3
 # What a value leaves to be done is done for so many together: cold caches make single work dear.
-_SETTLE_AT: Final = 16
+_SETTLE_AT: Final = 50
 _ANY: Final = sys.float_info.max
 _MAX_OPTIMIZERS: Final = 32
 

@@ -26,9 +26,13 @@ from trainvitals.session import Session
 _STEPS_WITHOUT_FETCH: Final = 64
 # So many fetched batches are remembered until they are trained on.
 _MAX_AHEAD: Final = 256
+# So many of those that were trained on are remembered: what a step of gradient accumulation can be made of.
+_MAX_BATCHES: Final = 64
 _MAX_SCALARS: Final = 200
 # What an event leaves to be done is done this often, for all of them together: cold caches make single work dear.
-_COMMIT_SECONDS: Final = 0.05
+_COMMIT_SECONDS: Final = 0.1
+# Where an iteration takes longer, what its step and its end leave is done at once.
+_SLOW_SECONDS: Final = 0.5
 _RATE_WINDOW_SECONDS: Final = 10
 
 
@@ -74,6 +78,7 @@ class Vitals:
         self._samples = 0
         self._asked: set[int] = set()
         self._leader: weakref.ref[Any] | None = None
+        self._leader_is_told = False
         self._following = False
         self._passes_trained: weakref.ref[Any] | None = None
         self._trained_dataset: int | None = None
@@ -100,8 +105,9 @@ class Vitals:
         self.epoch = 0
         # whether a loader is at work on this thread right now
         self.fetching = False
-        # what the newest fetch for training gave
+        # what the newest fetch for training gave, and what the last ones did, each with the number of its iteration
         self.batch: Batch | None = None
+        self.batches: deque[tuple[int, Batch]] = deque(maxlen=_MAX_BATCHES)
         # the epoch by a framework's own count
         self.epoch_told = 0
         # the epoch that the loader's sampler has been told, set by the DataLoader's instrument
@@ -110,7 +116,8 @@ class Vitals:
         self.overdue: Callable[[], None] = lambda: None
         # reads a tensor without a sync; set by the torch instruments
         self.read_tensor: Callable[[Any], Any]
-        self.on_training_fetch: list[Callable[[RunFileWriter], None]] = []
+        # when training reads from another iterator than before
+        self.on_leader: list[Callable[[RunFileWriter], None]] = []
         self.on_iteration: list[Callable[[float, RunFileWriter], None]] = []
         # once a second or less, at an iteration's end
         self.on_second: list[Callable[[float, RunFileWriter], None]] = []
@@ -192,6 +199,7 @@ class Vitals:
         if self._passes_trained is not None and self._passes_trained is self._leader:
             self._in_hand = self._leader, tuple(self._ahead)
         self._leader = weakref.ref(iterator)
+        self._leader_is_told = False
         of, in_hand = self._in_hand
         self._ahead.clear()
         self._ahead.extend(in_hand if of is self._leader else ())
@@ -225,7 +233,6 @@ class Vitals:
                     self._passes_trained = None
             self._ahead.append(batch)
             self._fetched_at_once += 1
-        self.alive()
 
     def backward_begins(self, now: float) -> None:
         """A backward begins; the time before it was a forward."""
@@ -349,13 +356,16 @@ class Vitals:
     def _fetched_for_training(self, writer: RunFileWriter) -> None:
         self._waits_due.append(self.phases.waited)
         self._passes_trained = self._leader
-        self._trained_dataset = _dataset(self.leader)
-        self.batch = self._ahead.popleft() if self._ahead else None
-        self._on_last_batch = self.batch is not None and self.batch.last
-        for action in self.on_training_fetch:
-            action(writer)
-        if self.batch is not None:
-            self._samples += self.batch.samples or 0
+        if not self._leader_is_told:
+            self._leader_is_told = True
+            self._trained_dataset = _dataset(self.leader)
+            for action in self.on_leader:
+                action(writer)
+        batch = self.batch = self._ahead.popleft() if self._ahead else None
+        self._on_last_batch = batch is not None and batch.last
+        if batch is not None:
+            self.batches.append((self.iterations, batch))
+            self._samples += batch.samples or 0
 
     def _count_pass(self, now: float) -> None:
         self._passes_trained = None
@@ -402,7 +412,7 @@ class Vitals:
         self._last_end = now
         if self._boundary is not None:
             self._iterations_due.append(now - self._boundary)
-            self._slow = now - self._boundary > _COMMIT_SECONDS
+            self._slow = now - self._boundary > _SLOW_SECONDS
         if self._on_last_batch:  # not every loop asks for more, to be told that there is none: Lightning does not
             self._on_last_batch = False
             self._count_pass(now)

@@ -54,5 +54,5 @@ def install(context: Context) -> None:
     """Record anomalies."""
     norms = _Norms()
     Recorder(context.session, context.vitals, ParameterNames().of, norms.read)
-    context.vitals.on_iteration.append(lambda now, writer: norms.deliver())
+    context.vitals.on_second.append(lambda now, writer: norms.deliver())
     context.vitals.on_finish.append(norms.leave)

@@ -67,7 +67,7 @@ class _Fetches:
         self._places: set[tuple[str, str]] = set()
         self._index_sampler: Callable[[], Any] = lambda: None
         self._epoch = 0
-        context.vitals.on_training_fetch.append(self.describe)
+        context.vitals.on_leader.append(self.describe)
         context.vitals.epoch_of_sampler = self._epoch_of_sampler
 
     def source_of(self, now: float, iterator: Any) -> _Source:
@@ -91,7 +91,8 @@ class _Fetches:
         if not self._session.on_training_thread():
             self._vitals.fetching = False  # it began before anybody knew which thread trains
             return
-        self._vitals.fetch_ends(now, self.source_of(now, iterator).fetched(iterator) if arrived else None)
+        source = self.sources.get(id(iterator)) or self.source_of(now, iterator)
+        self._vitals.fetch_ends(now, source.fetched(iterator) if arrived else None)
 
     def describe(self, writer: RunFileWriter) -> None:
         """Describe the loader that training reads from, when it has a new iterator."""

@@ -43,21 +43,23 @@ class Reading:
 
     def __init__(self, value: float | None = None) -> None:
         self.value = value
-        self._then: list[Callable[[float], None]] = []
+        self._then: list[Callable[[float], None]] | None = None
 
     def then(self, action: Callable[[float], None]) -> None:
         """Call ``action(value)`` now if the value is there, else when it arrives."""
-        if self.value is None:
-            self._then.append(action)
-        else:
+        if self.value is not None:
             action(self.value)
+        elif self._then is None:
+            self._then = [action]
+        else:
+            self._then.append(action)
 
     def arrive(self, value: float) -> None:
         """The value is there."""
         self.value = value
-        for action in self._then:
+        actions, self._then = self._then, None
+        for action in actions or ():
             action(value)
-        self._then.clear()
 
 
 class DeviceValues:
@@ -74,7 +76,6 @@ class DeviceValues:
         # Kinds of devices, and whether values can be read from them: one has none, another no such memory to copy to.
         self._supported = {"cuda": True, "meta": False, "mps": False}
         self._waiting: deque[tuple[torch.device, Any, torch.Tensor, Reading]] = deque()
-        context.vitals.on_iteration.append(lambda now, writer: self.drain())
 
     def read(self, tensor: torch.Tensor) -> Reading:
         """Begin to read a tensor of one real element. A value that cannot be had is left out and counted."""
@@ -97,8 +98,7 @@ class DeviceValues:
             reading.arrive(place.item())
 
     def _read(self, tensor: torch.Tensor) -> Reading:
-        device = tensor.device
-        if device.type == "cpu":
+        if tensor.is_cpu:
             try:
                 return Reading(float(tensor.item()))
             except (RuntimeError, TypeError, ValueError):  # complex, sparse, many elements, inside of vmap
@@ -106,6 +106,7 @@ class DeviceValues:
         if capturing():
             return Reading()
         self.drain()
+        device = tensor.device
         if not self._supports(device):
             return self._leave_out("device_not_supported")
         if not _can_be_copied(tensor):
@@ -144,6 +145,7 @@ class DeviceValues:
 
     def _room(self) -> bool:
         if self._buffer is None:
+            self._context.vitals.on_iteration.append(lambda now, writer: self.drain())
             with torch.inference_mode(mode=False):  # else it could not be written to outside of that mode
                 self._buffer = torch.zeros(_IN_FLIGHT, dtype=torch.float64, device="cpu", pin_memory=True)
                 self._free = list(self._buffer.unbind())

@@ -29,7 +29,7 @@ def install(context: Context) -> None:
             values[slot] = total
 
         gc.callbacks.append(collects)
-        context.vitals.on_iteration.append(tell)
+        context.vitals.on_second.append(tell)
 
     def end() -> None:
         if collects in gc.callbacks:

@@ -82,6 +82,57 @@ class _Norm(NamedTuple):
     evidence: Callable[[], NormsOfParameters | None]
 
 
+class _Followed:
+    """What is known of one optimizer between its steps."""
+
+    __slots__ = (
+        "before_clipping",
+        "clipped_at",
+        "in_compiled_code",
+        "norm",
+        "own",
+        "parameter_groups",
+        "reference",
+        "steps_to_go",
+        "unmeasured",
+        "vitals",
+    )
+
+    def __init__(self, reference: weakref.ref[Any]) -> None:
+        self.reference = reference
+        # the ids of its parameters, and of how many groups these are; None before its first step
+        self.own: set[int] | None = None
+        self.parameter_groups = 0
+        # the norm of the step to come, as it is at that step and as it was before clipping, after which backward
+        self.norm: _Norm | None = None
+        self.before_clipping: _Norm | None = None
+        self.clipped_at = 0
+        # until the next step to measure, and since the last one
+        self.steps_to_go = 0
+        self.unmeasured = 0
+        self.in_compiled_code = False
+        # None before its first step, and where there was no room for it
+        self.vitals: OptimizerVitals | None = None
+
+    def clipped(self, count: int, norm: _Norm) -> None:
+        """The gradients of the backward number `count` have this norm, and are about to be clipped."""
+        self.clipped_at, self.before_clipping = count, norm
+
+    def is_usual(self, loss: Reading | None) -> bool:
+        """Whether there is nothing odd about this loss, as far as is known."""
+        return self.vitals is None or loss is None or loss.value is None or self.vitals.is_usual_loss(loss.value)
+
+    def plan(self, interval: int) -> None:
+        """A step is over: one of `interval` is to be measured."""
+        measured = self.norm is not None
+        self.steps_to_go = (interval if measured else min(self.steps_to_go, interval)) - 1
+        self.unmeasured += 1
+        if measured:
+            if self.vitals is not None:
+                self.vitals.measured_every(self.unmeasured)
+            self.unmeasured = 0
+
+
 class Gradients:
     """Follows each optimizer from its gradients to its step."""
 
@@ -91,49 +142,50 @@ class Gradients:
         self._values = values
         self._losses = losses
         self._governor = Governor(context.session.overhead)
-        self._stepping: weakref.ref[Any] | None = None
+        self._followed: dict[int, _Followed] = {}
+        self._stepping: _Followed | None = None
         self._stepping_since = 0
         self._clipped_unknown: set[int] = set()
-        # of each optimizer that has stepped: itself, the ids of its parameters, and of how many groups these are
-        self._seen: dict[int, tuple[Any, set[int], int]] = {}
-        self._before_clipping: dict[int, tuple[int, _Norm]] = {}
-        self._norms: dict[int, _Norm | None] = {}
-        self._steps_to_go: dict[int, int] = {}
-        self._unmeasured: dict[int, int] = {}
-        self._compiled: dict[int, weakref.ref[Any]] = {}
         self.compiled_steps = CompiledSteps()
         self.stepped = False
 
-    def step_begins(self, now: float, optimizer: Any) -> None:
-        """An optimizer's step begins. One inside another (ZeroRedundancyOptimizer's) is the same step.
+    def step_begins(self, now: float, optimizer: Any) -> bool:
+        """An optimizer's step begins. Whether its gradients are to be measured.
 
-        The same optimizer again, or a backward since, means that the last step raised and has had no end.
+        One inside another (ZeroRedundancyOptimizer's) is the same step. The same optimizer again, or a backward since,
+        means that the last step raised and has had no end.
         """
-        outer = None if self._stepping is None else self._stepping()
-        if outer is None or outer is optimizer or self._losses.count != self._stepping_since:
-            self._stepping = weakref.ref(optimizer)
+        followed, outer = self._follow(optimizer), self._stepping
+        if (
+            outer is None
+            or outer is followed
+            or self._losses.count != self._stepping_since
+            or outer.reference() is None
+        ):
+            self._stepping = followed
             self._stepping_since = self._losses.count
             self._vitals.step_begins(now)
+        return followed is self._stepping and self._is_due(followed)
 
     def measure(self, now: float, optimizer: Any) -> None:
         """The optimizer's gradients are complete: at the start of its step, or at the end of its closure."""
-        if self._stepping is None or self._stepping() is not optimizer:
+        followed = self._stepping
+        if followed is None or followed.reference() is not optimizer:
             return
-        key = id(optimizer)
-        if key not in self._seen and not self._clipped_unknown.isdisjoint(map(id, parameters_of(optimizer))):
+        if followed.own is None and not self._clipped_unknown.isdisjoint(map(id, parameters_of(optimizer))):
             return  # before its first step nobody knew whose parameters were clipped
-        _, norm = self._before_clipping.pop(key, (0, None))
-        self._norms[key] = self._measure(optimizer) if norm is None and self._is_due(optimizer) else norm
+        norm, followed.before_clipping = followed.before_clipping, None
+        followed.norm = self._measure(optimizer) if norm is None and self._is_due(followed) else norm
 
     def step_ends(self, now: float, optimizer: Any) -> None:
         """An optimizer has made its step, or, if it is fused, has been told by the GradScaler to skip it."""
-        if self._stepping is None or self._stepping() is not optimizer:
+        followed = self._stepping
+        if followed is None or followed.reference() is not optimizer:
             return
         self._stepping = None
         self.stepped = True
-        key = id(optimizer)
-        norm = self._norms.pop(key, None)
-        vitals = self._vitals.optimizer(optimizer, self._describe)
+        norm = followed.norm = followed.norm or followed.before_clipping
+        vitals = followed.vitals or self._known(followed, optimizer)
         if vitals is not None:
             moment = self._vitals.moment(now)
             self._report_loss(vitals, moment)
@@ -143,9 +195,10 @@ class Gradients:
             else:  # called in any case, a fused optimizer skips by itself where the scaler found what is not finite
                 reading = self._values.read(found_inf)
                 reading.then(lambda found: vitals.skipped() if found else _report_step(vitals, moment, norm))
-            if key not in self._compiled:
+            if not followed.in_compiled_code:
                 self._report_learning_rates(vitals, optimizer)
-            self._plan(key, vitals, measured=norm is not None)
+            followed.plan(self._governor.interval)
+        followed.norm = followed.before_clipping = None
         self._vitals.step_ends(now, optimizer)
         self._governor.step(now, self._session.hook_seconds - self._session.seconds_once)
 
@@ -153,29 +206,28 @@ class Gradients:
         """An optimizer has made a step in compiled code, at some time since the last event."""
         optimizer, self.compiled_steps.newest = self.compiled_steps.newest, None
         self._losses.on_end = self._backward_ends
-        key = id(optimizer)
-        self._compiled[key] = self._stepping = weakref.ref(optimizer)
-        self._norms[key] = self._before_clipping.pop(key, (0, None))[1]
+        self._stepping = self._follow(optimizer)
+        self._stepping.in_compiled_code = True
         self.step_ends(now, optimizer)
 
     def _backward_ends(self) -> None:
         """The last chance to see the gradients and rates that compiled code will use: a scheduler may come after it."""
-        for key, reference in list(self._compiled.items()):
-            optimizer = reference()
-            if optimizer is None:
-                del self._compiled[key]
+        for followed in list(self._followed.values()):
+            optimizer = followed.reference()
+            if optimizer is None or not followed.in_compiled_code:
                 continue
-            if self._is_due(optimizer) and (norm := self._measure(optimizer)) is not None:
-                self._before_clipping[key] = (self._losses.count, norm)
-            vitals = self._vitals.optimizer(optimizer, self._describe)
+            if self._is_due(followed) and (norm := self._measure(optimizer)) is not None:
+                followed.clipped(self._losses.count, norm)
+            vitals = followed.vitals or self._known(followed, optimizer)
             if vitals is not None:
                 self._report_learning_rates(vitals, optimizer)
 
     def skipped(self, now: float, optimizer: Any) -> None:
         """The GradScaler left out the optimizer's step."""
         self._vitals.step_begins(now)
-        self._before_clipping.pop(id(optimizer), None)
-        vitals = self._vitals.optimizer(optimizer, self._describe)
+        followed = self._follow(optimizer)
+        followed.before_clipping = None
+        vitals = followed.vitals or self._known(followed, optimizer)
         if vitals is not None:
             self._report_loss(vitals, self._vitals.moment(now))
             vitals.skipped()
@@ -185,40 +237,28 @@ class Gradients:
         """These parameters' gradients are about to be clipped; `total_norm` is their 2-norm where it is known."""
         clipped = {id(parameter) for parameter in parameters}
         owned = False
-        for key, (reference, own, groups) in list(self._seen.items()):
-            optimizer = reference()
-            if optimizer is None:
-                del self._seen[key]
+        for followed in list(self._followed.values()):
+            optimizer = followed.reference()
+            if optimizer is None or followed.own is None:
                 continue
-            if len(optimizer.param_groups) != groups:
-                own = self._see(optimizer)
-            if own.isdisjoint(clipped):
+            if len(optimizer.param_groups) != followed.parameter_groups:
+                self._see(followed, optimizer)
+            if followed.own.isdisjoint(clipped):
                 continue
             owned = True
-            if self._before_clipping.get(key, (0,))[0] != self._losses.count:
-                whole = own == clipped
-                norm = self._of_clipping(reference, total_norm) if whole and total_norm is not None else None
-                if norm is None and self._is_due(optimizer):
+            if followed.before_clipping is None or followed.clipped_at != self._losses.count:
+                whole = followed.own == clipped
+                norm = self._of_clipping(followed.reference, total_norm) if whole and total_norm is not None else None
+                if norm is None and self._is_due(followed):
                     norm = self._measure(optimizer)
                 if norm is not None:
-                    self._before_clipping[key] = (self._losses.count, norm)
+                    followed.clipped(self._losses.count, norm)
         if not owned:
             self._clipped_unknown |= clipped
 
-    def _is_due(self, optimizer: Any) -> bool:
+    def _is_due(self, followed: _Followed) -> bool:
         """Whether to measure at this step: in its turn, and wherever the loss is out of the usual."""
-        if self._steps_to_go.get(id(optimizer), 0) <= 0:
-            return True
-        vitals, loss = self._vitals.optimizers.known(optimizer), self._losses.newest
-        return not (vitals is None or loss is None or loss.value is None or vitals.is_usual_loss(loss.value))
-
-    def _plan(self, key: int, vitals: OptimizerVitals, *, measured: bool) -> None:
-        """When to measure next."""
-        interval = self._governor.interval
-        self._steps_to_go[key] = (interval if measured else min(self._steps_to_go.get(key, 0), interval)) - 1
-        self._unmeasured[key] = self._unmeasured.get(key, 0) + 1
-        if measured:
-            vitals.measured_every(self._unmeasured.pop(key))
+        return followed.steps_to_go <= 0 or not followed.is_usual(self._losses.newest)
 
     def _measure(self, optimizer: Any) -> _Norm | None:
         if capturing():
@@ -276,22 +316,42 @@ class Gradients:
     def _report_learning_rates(self, vitals: OptimizerVitals, optimizer: Any) -> None:
         for place, group in enumerate(optimizer.param_groups[:_MAX_GROUPS]):
             rate = group.get("lr")
-            if isinstance(rate, torch.Tensor):
+            if type(rate) is float:
+                vitals.learning_rate(place, rate)
+            elif isinstance(rate, torch.Tensor):
                 self._values.read(rate).then(functools.partial(vitals.learning_rate, place))
             elif rate is not None:
-                vitals.learning_rate(place, rate)
+                vitals.learning_rate(place, float(rate))
 
-    def _describe(self, optimizer: Any) -> tuple[str, int]:
-        self._steps_to_go.pop(id(optimizer), None)
-        self._unmeasured.pop(id(optimizer), None)
-        self._clipped_unknown -= self._see(optimizer)
-        return type(optimizer).__name__, sum(parameter.numel() for parameter in parameters_of(optimizer))
+    def _follow(self, optimizer: Any) -> _Followed:
+        """What is known of this optimizer."""
+        key = id(optimizer)
+        followed = self._followed.get(key)
+        if followed is None or followed.reference() is not optimizer:
+            reference = weakref.ref(optimizer, lambda reference: self._forget(key, reference))
+            followed = self._followed[key] = _Followed(reference)
+        return followed
 
-    def _see(self, optimizer: Any) -> set[int]:
+    def _forget(self, key: int, reference: weakref.ref[Any]) -> None:
+        if key in self._followed and self._followed[key].reference is reference:
+            del self._followed[key]
+
+    def _known(self, followed: _Followed, optimizer: Any) -> OptimizerVitals | None:
+        """The optimizer's vitals, made at its first step."""
+        if followed.own is None:
+            self._clipped_unknown -= self._see(followed, optimizer)
+        followed.vitals = self._vitals.optimizer(optimizer, _describe)
+        return followed.vitals
+
+    def _see(self, followed: _Followed, optimizer: Any) -> set[int]:
         """Remember whose parameters these are."""
-        own = {id(parameter) for parameter in parameters_of(optimizer)}
-        self._seen[id(optimizer)] = (weakref.ref(optimizer), own, len(optimizer.param_groups))
+        own = followed.own = {id(parameter) for parameter in parameters_of(optimizer)}
+        followed.parameter_groups = len(optimizer.param_groups)
         return own
+
+
+def _describe(optimizer: Any) -> tuple[str, int]:
+    return type(optimizer).__name__, sum(parameter.numel() for parameter in parameters_of(optimizer))
 
 
 def _report_step(vitals: OptimizerVitals, moment: Moment, norm: _Norm | None) -> None:
@@ -308,8 +368,13 @@ def install(context: Context, values: DeviceValues, losses: Losses) -> Gradients
     end = context.session.guarded("optimizer", gradients.step_ends)
 
     def before(optimizer: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        begin(optimizer)
-        return _with_closure(optimizer, args, kwargs, measure)
+        due = begin(optimizer)
+        closure: Any = kwargs.get("closure") or (args[1] if len(args) > 1 and callable(args[1]) else None)
+        if closure is not None:
+            return _measuring_after(closure, args, kwargs, lambda: measure(optimizer))
+        if due:
+            measure(optimizer)
+        return None
 
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
         end(optimizer)
@@ -326,16 +391,14 @@ def install(context: Context, values: DeviceValues, losses: Losses) -> Gradients
     return gradients
 
 
-def _with_closure(optimizer: Any, args: Any, kwargs: Any, measure: Callable[..., Any]) -> tuple[Any, Any] | None:
-    """Measure now, or, where the step is given a closure that makes the gradients (Lightning, LBFGS), after that."""
-    closure = kwargs.get("closure") or (args[1] if len(args) > 1 and callable(args[1]) else None)
-    if closure is None:
-        measure(optimizer)
-        return None
+def _measuring_after(
+    closure: Callable[..., Any], args: Any, kwargs: Any, measure: Callable[[], Any]
+) -> tuple[Any, Any]:
+    """The arguments of a step that is given a closure, which makes the gradients (Lightning, LBFGS)."""
 
     def then_measure(*closure_args: Any, **closure_kwargs: Any) -> Any:
         result = closure(*closure_args, **closure_kwargs)
-        measure(optimizer)
+        measure()
         return result
 
     if "closure" in kwargs:
