@@ -1,8 +1,12 @@
-"""What the hooks cost per iteration: the same loop bare and watched, in alternating blocks of one process.
+"""What the hooks cost per iteration: the same loop with and without, in short alternating blocks of one process.
 
 Neighbouring blocks are compared, because a shared machine changes its speed within seconds; processes side by side
-resolve nothing below 10 %. The noise row compares bare blocks with bare blocks: smaller differences mean nothing. The
-classic row is what people write themselves: `loss.item()` and four scalars to TensorBoard at each step.
+resolve nothing below 10 %. Of each loop there are these rows:
+
+- noise: bare blocks against bare blocks; smaller differences mean nothing.
+- wrappers: attached with the hooks switched off, against detached.
+- hooks: the hooks on against off, in the state that they reach after some seconds. With the wrappers, this is the cost.
+- classic: what people write themselves, `loss.item()` and four scalars to TensorBoard at each step, against bare.
 
     python -m benchmarks.hooks [--pairs N] [--loops mlp,transformer,gan] [--device cuda] [--attribute]
 
@@ -25,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 import trainvitals
 from torch.utils.tensorboard import SummaryWriter
-from trainvitals import rundir
+from trainvitals import attachment, rundir
 
 from benchmarks.attribution import Stopwatch
 from benchmarks.loops import LOOPS
@@ -33,27 +37,47 @@ from benchmarks.loops import LOOPS
 Step = Callable[[], Any]
 BUDGET_US = {"mlp": 40.0, "gan": 60.0}
 BUDGET_RATIO = {"transformer": 1.005}
-WARM_UP = 5
 # Until the hooks have found out what of theirs is too dear for each step.
 SETTLING_SECONDS = 2.2
 
 
-@contextmanager
-def noise(step: Step) -> Iterator[Step]:
-    yield step
+class Side(NamedTuple):
+    """One of two things to compare: `enter` begins a block of steps."""
+
+    enter: Callable[[], None]
+    step: Step
+
+
+def nothing() -> None:
+    """Enter a block that needs no preparation."""
 
 
 @contextmanager
-def watched(step: Step) -> Iterator[Step]:
+def noise(step: Step) -> Iterator[tuple[Side, Side]]:
+    yield Side(nothing, step), Side(nothing, step)
+
+
+@contextmanager
+def wrappers(step: Step) -> Iterator[tuple[Side, Side]]:
+    def switched_off() -> None:
+        trainvitals.attach("benchmark")
+        switch(on=False)
+
+    yield Side(trainvitals.detach, step), Side(switched_off, step)
+    trainvitals.detach()
+
+
+@contextmanager
+def hooks(step: Step) -> Iterator[tuple[Side, Side]]:
     trainvitals.attach("benchmark")
-    try:
-        yield step
-    finally:
-        trainvitals.detach()
+    warm_up(step, SETTLING_SECONDS)
+    yield Side(lambda: switch(on=False), step), Side(lambda: switch(on=True), step)
+    switch(on=True)
+    trainvitals.detach()
 
 
 @contextmanager
-def classic(step: Step) -> Iterator[Step]:
+def classic(step: Step) -> Iterator[tuple[Side, Side]]:
     with tempfile.TemporaryDirectory() as directory, SummaryWriter(directory) as writer:
         number = itertools.count()
 
@@ -62,27 +86,32 @@ def classic(step: Step) -> Iterator[Step]:
             for tag in ("loss", "learning_rate", "gradient_norm", "epoch"):
                 writer.add_scalar(tag, loss, now)
 
-        yield logged
+        yield Side(nothing, step), Side(nothing, logged)
 
 
-KINDS = {"noise": noise, "trainvitals": watched, "classic": classic}
+KINDS = {"noise": noise, "wrappers": wrappers, "hooks": hooks, "classic": classic}
 
 
-def warm_up(step: Step, seconds: float = 0.0) -> None:
-    start = time.perf_counter()
-    for number in itertools.count():
-        if number >= WARM_UP and time.perf_counter() - start >= seconds:
-            return
+def switch(*, on: bool) -> None:
+    """Let the hooks work, or return at once."""
+    if attachment._attachment is not None:
+        attachment._attachment.session.active = on
+
+
+def warm_up(step: Step, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
         step()
 
 
-def block(step: Step, steps: int, settling: float = 0.0) -> float:
+def block(side: Side, steps: int) -> float:
     """The median seconds of a step."""
-    warm_up(step, settling)
+    side.enter()
+    side.step()
     times = []
     for _ in range(steps):
         start = time.perf_counter()
-        step()
+        side.step()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -94,12 +123,13 @@ class Pair(NamedTuple):
 
 def measure(step: Step, steps: int, pairs: int, kind: str) -> list[Pair]:
     result = []
-    for number in range(pairs):
-        values = {}
-        for on in (False, True) if number % 2 else (True, False):
-            with (KINDS[kind] if on else noise)(step) as stepping:
-                values[on] = block(stepping, steps, SETTLING_SECONDS if on and kind == "trainvitals" else 0.0)
-        result.append(Pair(values[False], values[True]))
+    with KINDS[kind](step) as (bare, other):
+        for number in range(pairs):
+            if number % 2:
+                result.append(Pair(block(bare, steps), block(other, steps)))
+            else:
+                later = block(other, steps)
+                result.append(Pair(block(bare, steps), later))
     return result
 
 
@@ -114,7 +144,7 @@ def report(name: str, kind: str, pairs: list[Pair]) -> None:
     ratio = interval([pair.other / pair.bare for pair in pairs])
     bare = statistics.median(pair.bare for pair in pairs) * 1e3
     budget = ""
-    if kind == "trainvitals":
+    if kind == "hooks":
         budget = f"<= {BUDGET_US[name]:.0f} us" if name in BUDGET_US else f"<= x{BUDGET_RATIO[name]}"
     print(
         f"{name:12} {kind:11} {bare:8.3f} ms  {added[0]:+8.1f} us ({added[1]:+.1f}..{added[2]:+.1f})"
@@ -139,7 +169,7 @@ def attribute(name: str, pairs: int, device: str) -> None:
     """Print where the time goes that the hooks add to a loop's step."""
     make, steps = LOOPS[name]
     step = make(device).step
-    added = statistics.median(pair.other - pair.bare for pair in measure(step, steps, pairs, "trainvitals")) * 1e6
+    added = statistics.median(pair.other - pair.bare for pair in measure(step, steps, pairs, "hooks")) * 1e6
     stopwatch = Stopwatch()
     with stopwatch.installed():
         trainvitals.attach("benchmark")
@@ -155,12 +185,12 @@ def attribute(name: str, pairs: int, device: str) -> None:
         print(f"  {hook:56} {calls:10.2f} {median:8.2f} {longest:9.1f} {a_step:8.2f}")
     inside = sum(row[-1] for row in rows)
     print(f"  {'all hooks':56} {'':29} {inside:8.2f}")
-    print(f"  {'added to a step (alternating blocks, median)':56} {'':29} {added:8.2f}")
+    print(f"  {'added by them (alternating blocks, median)':56} {'':29} {added:8.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--loops", default=",".join(LOOPS))
     parser.add_argument("--device", default="cpu", help="where the loops compute; on a GPU a step is its launch")
     parser.add_argument("--attribute", action="store_true", help="tell the time inside each hook")
@@ -178,6 +208,7 @@ def main() -> None:
         for name in options.loops.split(","):
             make, steps = LOOPS[name]
             step = make(options.device).step
+            warm_up(step, 0.5)
             for kind in KINDS:
                 report(name, kind, measure(step, steps, options.pairs, kind))
         report_attaching(step)

@@ -83,9 +83,9 @@ def gan(device: str) -> Loop:
     return Loop(generator, step)
 
 
-# With the number of steps that make a block of about a tenth of a second.
+# With the number of steps in a block: a machine that others use too changes its speed within a second.
 LOOPS: Final[dict[str, tuple[Callable[[str], Loop], int]]] = {
-    "mlp": (mlp, 100),
-    "transformer": (transformer, 12),
-    "gan": (gan, 40),
+    "mlp": (mlp, 50),
+    "transformer": (transformer, 3),
+    "gan": (gan, 6),
 }
