@@ -16,7 +16,7 @@ from trainvitals_exporter.runner import Incomplete, NothingToReport
 from trainvitals_exporter.settings import Settings
 
 _PATIENCE_SECONDS: Final = 2.0
-_MAX_STUCK: Final = 32
+_MAX_CALLS: Final = 32  # at once, those that hang included
 _ON_DISKS: Final = ("zfs", "btrfs", "bcachefs")  # besides those whose source is a device
 _IMAGES: Final = ("squashfs", "iso9660", "udf", "erofs")  # always full
 _ON_NETWORKS: Final = (
@@ -74,21 +74,29 @@ class Filesystems:
         """What statvfs says of each. A dead disk or server can block that call for ever, hence a thread for each call.
 
         A filesystem whose call has not returned is not asked again, however often it is mounted anew: the call holds
-        it, so that its device number is no other's. Those that are gone are forgotten when their call returns.
+        it, so that its device number is no other's. One that is gone is forgotten when its call returns.
         """
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         self._calls = [call for call in self._calls if call.is_alive()]
         stuck = {(call.mount.mountpoint, call.mount.device) for call in self._calls}
-        calls = []
+        asked: list[_Call] = []
         for mount in mounts:
-            if (mount.mountpoint, mount.device) in stuck or (len(stuck) >= _MAX_STUCK and not mount.is_local):
+            if (mount.mountpoint, mount.device) in stuck:
                 continue
-            calls.append(_Call(mount, self._rootfs / mount.mountpoint.lstrip("/")))
-            calls[-1].start()
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+            if len(self._calls) >= _MAX_CALLS and not mount.is_local:
+                self._wait(asked, deadline)
+                if len(self._calls) >= _MAX_CALLS:
+                    continue
+            asked.append(_Call(mount, self._rootfs / mount.mountpoint.lstrip("/")))
+            self._calls.append(asked[-1])
+            asked[-1].start()
+        self._wait(asked, deadline)
+        return {call.mount: call.answer for call in asked if call.answer is not None}
+
+    def _wait(self, calls: Iterable[_Call], deadline: float) -> None:
         for call in calls:
             call.join(max(deadline - time.monotonic(), 0))
-        self._calls += calls
-        return {call.mount: call.answer for call in calls if call.answer is not None}
+        self._calls = [call for call in self._calls if call.is_alive()]
 
 
 class _Call(threading.Thread):
