@@ -125,7 +125,9 @@ def assert_known(expression: str, where: str) -> None:
         name = selector.name
         assert name is not None, f"{where}: a selector without a name in {expression}"
         known = labels_of(name)
-        assert known is not None or name in recorded | BUILT_IN | OF_NODE_EXPORTER, f"{where}: {name} is not in the catalogue"
+        assert known is not None or name in recorded | BUILT_IN | OF_NODE_EXPORTER, (
+            f"{where}: {name} is not in the catalogue"
+        )
         if known is not None:
             asked = {matcher.name for matcher in selector.matchers.matchers}
             assert asked <= known | {"job", "instance"}, f"{where}: {name} has no label {asked - known}"
