@@ -15,7 +15,8 @@ from trainvitals_exporter.runner import NothingToReport
 from trainvitals_exporter.settings import Settings
 
 _SECTOR: Final = 512  # bytes in /proc/diskstats, whatever the disk's own sectors have
-_NO_STORE: Final = re.compile(r"(sr|fd)\d+")  # optical and floppy drives
+# Optical and floppy drives, and what never has hardware of its own, by names that are quicker to see than /sys.
+_NO_DISK: Final = re.compile(r"(sr|fd|loop|ram|zram|dm-|md|nbd)\d+")
 _NVME_PATH: Final = re.compile(r"^nvme(\d+)c\d+n(\d+)$")
 # The kernel takes every disk of these for a rotating one, because nobody tells it.
 _PARAVIRTUAL: Final = re.compile(r"(vd|xvd)[a-z]+\d*")
@@ -60,14 +61,18 @@ class Disks:
     def _is_physical(self, name: str) -> bool:
         # Partitions have no folder here.
         block = self._blocks / name
-        return block.exists() and not _NO_STORE.fullmatch(name) and physical_disks(block) == {name}
+        return not _NO_DISK.fullmatch(name) and block.exists() and physical_disks(block) == {name}
 
     def _rotational(self, disk: str) -> str | None:
         """ "1" or "0"; None where it is not known, as of the disks of most virtual machines."""
         told = _text(self._blocks / disk / "queue" / "rotational")
+        return None if told == "1" and self._is_made_up(disk) else told
+
+    def _is_made_up(self, disk: str) -> bool:
+        if _PARAVIRTUAL.fullmatch(disk):
+            return True
         about = " ".join(_text(self._blocks / disk / "device" / what) or "" for what in ("vendor", "model")).lower()
-        made_up = _PARAVIRTUAL.fullmatch(disk) or any(word in about for word in _EMULATORS)
-        return None if told == "1" and made_up else told
+        return any(word in about for word in _EMULATORS)
 
 
 def create(settings: Settings) -> Disks:
@@ -86,7 +91,7 @@ def _read(diskstats: str) -> dict[str, _Counters]:
 
 
 def _of_heads(counters: Mapping[str, _Counters]) -> dict[str, _Counters]:
-    """With the I/O of NVMe paths at the disk that they lead to: before Linux 6.4 only the paths were counted."""
+    """With the I/O of NVMe paths at the disk that they lead to: older kernels count only the paths."""
     found = dict(counters)
     for name, path in counters.items():
         head = _NVME_PATH.sub(r"nvme\1n\2", name)
