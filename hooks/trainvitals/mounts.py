@@ -28,7 +28,12 @@ class Mount:
     @property
     def is_local(self) -> bool:
         """Whether a call on this filesystem is answered by this machine alone."""
-        return self.kind in _KERNELS_OWN or (self.source.startswith("/dev/") and not self.kind.startswith("fuse."))
+        return self.kind in _KERNELS_OWN or (self.source.startswith("/dev/") and not self.is_fuse)
+
+    @property
+    def is_fuse(self) -> bool:
+        """Whether some program answers for it. Of those on block devices, such as ntfs-3g, the type is "fuseblk"."""
+        return self.kind == "fuse" or self.kind.startswith("fuse.")
 
 
 class MountTable:

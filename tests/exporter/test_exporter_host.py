@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from trainvitals_exporter.collectors import cpu, filesystems
+from trainvitals_exporter.collectors import cpu, filesystems, network
 from trainvitals_exporter.run_table import RunTable
-from trainvitals_exporter.runner import Collector, Incomplete
+from trainvitals_exporter.runner import Collector, Incomplete, NothingToReport
 from trainvitals_exporter.settings import Settings
 
 from tests.exporter.conftest import StartExporter
+from tests.exporter.exporter_process import Scrape
 
 MOUNTS = """\
 20 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
@@ -69,13 +70,40 @@ def test_each_filesystem_with_space_once(start_exporter: StartExporter, procfs: 
     assert scrape.value("trainvitals_collector_success", collector="filesystems") == 1
 
 
-def test_dead_filesystem(start_exporter: StartExporter, procfs: Path, rootfs: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def dead_server(tmp_path: Path) -> dict[str, str]:
+    """The environment in which what lies on /broken never answers."""
     source, library = tmp_path / "statvfs.c", tmp_path / "statvfs.so"
     source.write_text(PRELOADED)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
+@pytest.mark.slow  # filesystems are asked every 15 seconds
+def test_dead_filesystem_is_not_asked_again(
+    start_exporter: StartExporter, procfs: Path, rootfs: Path, dead_server: dict[str, str]
+) -> None:
+    arguments = ("--collectors", "filesystems", "--rootfs", str(rootfs), "--procfs", str(procfs))
+    exporter = start_exporter(*arguments, env=dead_server)
+    tasks = Path(f"/proc/{exporter.process.pid}/task")
+    threads = len(list(tasks.iterdir()))
+
+    def seconds(scrape: Scrape) -> float:
+        ((_, value),) = scrape.series("trainvitals_collector_duration_seconds", collector="filesystems")
+        return value
+
+    first = seconds(exporter.scrape())
+    scrape = exporter.scrape_until(lambda s: seconds(s) < first / 10, "a collection that waits for nothing")
+    assert len(list(tasks.iterdir())) <= threads
+    assert len(scrape.series("trainvitals_host_filesystem_size_bytes")) == 3
+
+
+def test_dead_filesystem(
+    start_exporter: StartExporter, procfs: Path, rootfs: Path, dead_server: dict[str, str]
+) -> None:
     arguments = ("--collectors", "filesystems,memory", "--rootfs", str(rootfs))
     (procfs / "meminfo").symlink_to("/proc/meminfo")
-    exporter = start_exporter(*arguments, "--procfs", str(procfs), env={"LD_PRELOAD": str(library)})
+    exporter = start_exporter(*arguments, "--procfs", str(procfs), env=dead_server)
     scrape = exporter.scrape()
     mounts = {labels["mountpoint"] for labels, _ in scrape.series("trainvitals_host_filesystem_size_bytes")}
     assert mounts == {"/", "/data sets", "/share"}
@@ -180,9 +208,10 @@ def test_many_dead_servers_take_few_threads(procfs: Path, rootfs: Path, servers:
 
 
 def test_filesystem_of_one_user_is_no_failure(procfs: Path, rootfs: Path, servers: Servers) -> None:
-    mount(procfs, ("private", "0:50", "fuse.sshfs"), ("good", "0:51", "nfs"))
-    values, trouble = collected(filesystems.create(settings(procfs, rootfs)))
-    assert (sizes(values), trouble) == ({"/good"}, "")
+    for kind in ("fuse.sshfs", "fuse"):
+        mount(procfs, ("private", "0:50", kind), ("good", "0:51", "nfs"))
+        values, trouble = collected(filesystems.create(settings(procfs, rootfs)))
+        assert (sizes(values), trouble) == ({"/good"}, "")
     mount(procfs, ("private", "0:50", "nfs"), ("good", "0:51", "nfs"))
     values, trouble = collected(filesystems.create(settings(procfs, rootfs)))
     assert (sizes(values), trouble) == ({"/good"}, "/private: Permission denied")
@@ -223,6 +252,26 @@ def test_cores_keep_their_numbers_and_counters_do_not_fall(procfs: Path, rootfs:
     stat(procfs)
     with pytest.raises(ValueError, match="no core"):
         collector.collect()
+
+
+def test_network_of_a_container_that_sees_no_other(procfs: Path, rootfs: Path) -> None:
+    """Without the host's process 1 it is the container's own, and has no card."""
+    (procfs / "net").mkdir()
+    (procfs / "net" / "dev").write_text("head\nhead\n    lo: 1 0 0 0 0 0 0 0 2 0\n  eth0:3 0 0 0 0 0 0 0 4 0\n")
+    cards = rootfs / "sys" / "class" / "net"
+    for folder in (cards / "lo", cards / "eth0", rootfs / "sys" / "block"):
+        folder.mkdir(parents=True)
+    collector = network.create(settings(procfs, rootfs))
+    with pytest.raises(NothingToReport, match="no network card"):
+        collector.collect()
+    (cards / "eth0" / "device").mkdir()
+    assert collected(collector) == (
+        {
+            'trainvitals_host_network_receive_bytes_total{interface="eth0"}': 3,
+            'trainvitals_host_network_transmit_bytes_total{interface="eth0"}': 4,
+        },
+        "",
+    )
 
 
 def test_pressure(start_exporter: StartExporter, procfs: Path) -> None:

@@ -55,7 +55,7 @@ class Filesystems:
                 missed.append(f"no answer from {mount.mountpoint}")
             elif isinstance(answer, os.statvfs_result):
                 _add_space(out, mount.mountpoint, answer)
-            elif not (isinstance(answer, PermissionError) and mount.kind.startswith("fuse.")):  # its user's alone
+            elif not (isinstance(answer, PermissionError) and mount.is_fuse):  # its user's alone
                 missed.append(f"{mount.mountpoint}: {answer.strerror}")
             for disk in table.disks(mount) if mount.is_local else ():
                 out.add("trainvitals_host_filesystem_disk_info", 1, mount.mountpoint, disk)
@@ -135,7 +135,7 @@ def _on_disk(mount: Mount) -> bool:
 
 
 def _on_network(mount: Mount) -> bool:
-    return mount.kind in _ON_NETWORKS or (mount.kind.startswith("fuse.") and mount.kind not in _DESKTOP)
+    return mount.kind in _ON_NETWORKS or (mount.is_fuse and mount.kind not in _DESKTOP)
 
 
 def _add_space(out: Families, mountpoint: str, space: os.statvfs_result) -> None:
