@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from trainvitals_exporter.collectors import cpu, filesystems, network
-from trainvitals_exporter.run_table import RunTable
+from trainvitals_exporter.collectors.cpu import Cpu
+from trainvitals_exporter.collectors.filesystems import Filesystems
+from trainvitals_exporter.collectors.network import Network
 from trainvitals_exporter.runner import Collector, Incomplete, NothingToReport
-from trainvitals_exporter.settings import Settings
 
 from tests.exporter.conftest import StartExporter
 from tests.exporter.exporter_process import Scrape
@@ -149,8 +149,8 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Iterable[Servers]:
     servers.back.set()
 
 
-def settings(procfs: Path, rootfs: Path) -> Settings:
-    return Settings(procfs, rootfs, RunTable(list, 0.0), rootfs / "no-such-file")
+def filesystems(procfs: Path, rootfs: Path) -> Filesystems:
+    return Filesystems(procfs, rootfs / "sys", rootfs)
 
 
 def mount(procfs: Path, *mounts: tuple[str, str, str]) -> None:
@@ -175,7 +175,7 @@ def sizes(values: dict[str, float]) -> set[str]:
 
 
 def test_dead_server_is_asked_once_until_it_is_back(procfs: Path, rootfs: Path, servers: Servers) -> None:
-    collector = filesystems.create(settings(procfs, rootfs))
+    collector = filesystems(procfs, rootfs)
     mount(procfs, ("good", "0:50", "nfs4"), ("bad", "0:51", "nfs4"))
     servers.dead = {"bad"}
     for _ in range(5):
@@ -199,7 +199,7 @@ def test_dead_server_is_asked_once_until_it_is_back(procfs: Path, rootfs: Path, 
 
 
 def test_many_dead_servers_take_few_threads(procfs: Path, rootfs: Path, servers: Servers) -> None:
-    collector = filesystems.create(settings(procfs, rootfs))
+    collector = filesystems(procfs, rootfs)
     healthy = [(f"good{i}", f"0:{i + 50}", "nfs4") for i in range(50)]
     mount(procfs, *healthy)
     assert len(sizes(collected(collector)[0])) == 50
@@ -216,10 +216,10 @@ def test_many_dead_servers_take_few_threads(procfs: Path, rootfs: Path, servers:
 def test_filesystem_of_one_user_is_no_failure(procfs: Path, rootfs: Path, servers: Servers) -> None:
     for kind in ("fuse.sshfs", "fuse"):
         mount(procfs, ("private", "0:50", kind), ("good", "0:51", "nfs"))
-        values, trouble = collected(filesystems.create(settings(procfs, rootfs)))
+        values, trouble = collected(filesystems(procfs, rootfs))
         assert (sizes(values), trouble) == ({"/good"}, "")
     mount(procfs, ("private", "0:50", "nfs"), ("good", "0:51", "nfs"))
-    values, trouble = collected(filesystems.create(settings(procfs, rootfs)))
+    values, trouble = collected(filesystems(procfs, rootfs))
     assert (sizes(values), trouble) == ({"/good"}, "/private: Permission denied")
 
 
@@ -238,9 +238,9 @@ def cores(values: dict[str, float]) -> dict[str, dict[str, float]]:
     return found
 
 
-def test_cores_keep_their_numbers_and_counters_do_not_fall(procfs: Path, rootfs: Path) -> None:
+def test_cores_keep_their_numbers_and_counters_do_not_fall(procfs: Path) -> None:
     (procfs / "loadavg").write_text("1.25 1.00 0.50 1/100 4711\n")
-    collector = cpu.create(settings(procfs, rootfs))
+    collector = Cpu(procfs)
     busy, calm = (9000, 10, 500, 70000, 800, 0, 30, 40, 6000, 5), (100, 0, 50, 90000, 10, 0, 5, 0, 0, 0)
     stat(procfs, cpu0=busy, cpu1=calm, cpu2=calm)
     first = cores(collected(collector)[0])
@@ -265,9 +265,9 @@ def test_network_of_a_container_that_sees_no_other(procfs: Path, rootfs: Path) -
     (procfs / "net").mkdir()
     (procfs / "net" / "dev").write_text("head\nhead\n    lo: 1 0 0 0 0 0 0 0 2 0\n  eth0:3 0 0 0 0 0 0 0 4 0\n")
     cards = rootfs / "sys" / "class" / "net"
-    for folder in (cards / "lo", cards / "eth0", rootfs / "sys" / "block"):
+    for folder in (cards / "lo", cards / "eth0"):
         folder.mkdir(parents=True)
-    collector = network.create(settings(procfs, rootfs))
+    collector = Network(procfs, rootfs / "sys")
     with pytest.raises(NothingToReport, match="no network card"):
         collector.collect()
     (cards / "eth0" / "device").mkdir()
