@@ -55,7 +55,7 @@ def _runner(configuration: Configuration) -> Runner:
     psutil.PROCFS_PATH = str(configuration.procfs)
     table = RunTable(_run_directories(configuration.run_dir, configuration.rootfs), configuration.keep_ended)
     settings = Settings(configuration.procfs, configuration.rootfs, table, configuration.gpu_release_file)
-    return Runner([collectors.create(name, settings) for name in configuration.collectors])
+    return Runner([collectors.create(name, settings) for name in configuration.wanted_collectors])
 
 
 def _serve(runner: Runner, web: WebConfigFile, addresses: Iterable[Address]) -> int:

@@ -19,3 +19,9 @@ class Settings:
     rootfs: Path
     runs: RunTable
     gpu_release_file: Path
+
+    @property
+    def sysfs(self) -> Path:
+        """Where the host's /sys is: below `rootfs`, else our own, in which a container sees the host's disks, too."""
+        below = self.rootfs / "sys"
+        return below if (below / "block").is_dir() else Path("/sys")
