@@ -16,7 +16,7 @@ CHECKED := hooks exporter grafana examples tests benchmarks
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the alert that arrives (five minutes)
+demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the alert that arrives (three minutes)
 	$(BIN)/python examples/demo/demo.py
 
 test: $(VENV)/.test tools node-exporter compose-client check  ## everything that a change has to pass

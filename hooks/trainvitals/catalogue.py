@@ -77,6 +77,11 @@ METRICS: Final = (
         "How an ended run ended: the signal it was sent and the exception it died of; empty where there was none.",
         "signal", "exception",
     ),
+    _metric(
+        RUN, "runs_ended_total", "counter",
+        "Runs of this name that have ended, by state; with those that ended 15 minutes before the exporter started, or since.",
+        "state",
+    ),
     _metric(RUN, "run_label_info", "gauge", "1 for each label that the run was given: trainvitals run --label NAME=VALUE.", "label", "value"),
     # A rank: identity.
     _metric(
