@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import psutil
 from trainvitals import rundir
@@ -51,7 +51,7 @@ def _runner(configuration: Configuration) -> Runner:
     """The chosen collectors, ready to be started."""
     for folder in configuration.run_dir:
         if not folder.exists():
-            _log.warning("run directory %s does not exist yet; waiting for it", folder)
+            _log.warning("run directory %s does not exist yet", folder)
     psutil.PROCFS_PATH = str(configuration.procfs)
     table = RunTable(_run_directories(configuration.run_dir, configuration.rootfs), configuration.keep_ended)
     settings = Settings(configuration.procfs, configuration.rootfs, table, configuration.gpu_release_file)
@@ -149,8 +149,15 @@ def _run_directories(chosen: tuple[Path, ...], root: Path) -> Callable[[], Itera
     return lambda: chosen or rundir.everyone(root)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells of an error in one line: the usage of so many options would bury it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="trainvitals exporter",
         description="Serve this host's training runs, GPUs and vital parts as Prometheus metrics.",
         epilog=f"Each option but --once is also an environment variable, such as {VARIABLE_PREFIX}LISTEN, and a key of "

@@ -173,7 +173,7 @@ OPTIONS: Final = (
     ),
     Option(
         "collectors", "LIST", "all",
-        "what to collect; --help names all there is",
+        "what to collect; the last lines of --help name all there is",
         _collector, separator=",",
     ),
     Option(
