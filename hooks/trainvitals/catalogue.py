@@ -215,6 +215,21 @@ METRICS: Final = (
     _metric(PROCESS, "process_cpu_seconds_total", "counter", "CPU time used by the live processes of this role and by those that have ended."),
     _metric(PROCESS, "process_resident_bytes", "gauge", "Resident memory of these processes; shared pages are counted in each of them."),
     _metric(PROCESS, "processes", "gauge", "Number of these processes by state; blocked is uninterruptible sleep (D).", "state"),
+    _metric(PROCESS, "process_threads", "gauge", "Number of threads of these processes."),
+    _metric(
+        PROCESS, "process_read_bytes_total", "counter",
+        "Bytes that these processes, and those that have ended, had fetched from storage; what was in memory already is not counted. "
+        "Absent where the exporter is not permitted to read it.",
+    ),
+    _metric(
+        PROCESS, "process_written_bytes_total", "counter",
+        "Bytes that these processes, and those that have ended, sent to storage. Absent where the exporter is not permitted to read it.",
+    ),
+    _metric(
+        PROCESS, "process_open_fds", "gauge",
+        "Open file descriptors of the one of these processes that is nearest to its limit. Absent where the exporter is not permitted to read them.",
+    ),
+    _metric(PROCESS, "process_max_fds", "gauge", "The soft limit of open file descriptors of that process."),
     # GPUs.
     _metric(GPU, "gpu_info", "gauge", "1; what this GPU is.", "name", "driver_version", "cuda_version", "pci_bus_id"),
     _metric(
