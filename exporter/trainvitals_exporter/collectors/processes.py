@@ -1,4 +1,4 @@
-"""CPU, memory, I/O, open files and states of each live run's process tree: its ranks, their DataLoader workers, the rest.
+"""CPU, memory, I/O, open files and states of each live run's processes: its ranks, their DataLoader workers, the rest.
 
 What the kernel does not let the exporter read, because the process is another user's, is absent: it is left out for the
 whole group, because the sum of some is not the sum of all.
@@ -6,16 +6,19 @@ whole group, because the sum of some is not the sum of all.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.process_tree import STATES, Identity, Process, ProcessTrees, Tree, read_bytes
 from trainvitals_exporter.settings import Settings
 
-_IO_FIELDS: Final = {b"read_bytes": "trainvitals_process_read_bytes_total", b"write_bytes": "trainvitals_process_written_bytes_total"}  # fmt: skip
+_IO_FIELDS: Final = {
+    b"read_bytes": "trainvitals_process_read_bytes_total",
+    b"write_bytes": "trainvitals_process_written_bytes_total",
+}
 
 _Group = tuple[str, str]  # rank ("" for what belongs to no rank) and role
 
@@ -128,11 +131,9 @@ class _Files:
 
     def __init__(self, procfs: str) -> None:
         self._procfs = procfs
-        try:
-            # Since Linux 6.2 the size of the folder is the number of files in it.
-            self._size_is_count = os.stat(f"{procfs}/self/fd").st_size > 0
-        except OSError:
-            self._size_is_count = False
+        own = Path(procfs) / "self" / "fd"
+        # Since Linux 6.2 the size of the folder is the number of files in it.
+        self._size_is_count = own.exists() and own.stat().st_size > 0
 
     def io(self, pid: int) -> dict[bytes, float] | None:
         """Its I/O by field, empty for a process that has gone; None where reading it is not permitted."""
@@ -150,8 +151,8 @@ class _Files:
         None where reading it is not permitted.
         """
         try:
-            folder = f"{self._procfs}/{pid}/fd"
-            count = os.stat(folder).st_size if self._size_is_count else len(os.listdir(folder))
+            folder = Path(f"{self._procfs}/{pid}/fd")
+            count = folder.stat().st_size if self._size_is_count else sum(1 for _ in folder.iterdir())
             return count, _open_files_limit(read_bytes(f"{self._procfs}/{pid}/limits"))
         except PermissionError:
             return None
