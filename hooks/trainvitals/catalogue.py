@@ -41,7 +41,9 @@ class Scope:
 RUN: Final = Scope("run", ("run",), "Facts about a whole run, whatever its number of ranks.")
 RANK: Final = Scope("rank", ("run", "rank"), "Written by the hooks in each training process (rank).")
 PROCESS: Final = Scope("process", ("run", "rank", "role"), "The process tree of a run, seen from outside.")
-SURROUNDINGS: Final = Scope("surroundings", ("run", "rank"), "Whose each rank is, and what it stands on, seen from outside.")
+SURROUNDINGS: Final = Scope(
+    "surroundings", ("run", "rank"), "Whose each rank is, and what it stands on, seen from outside."
+)
 GPU: Final = Scope("gpu", ("uuid", "gpu"), "Each NVIDIA GPU, through NVML.")
 HOST: Final = Scope("host", (), "The machine.")
 EXPORTER: Final = Scope("exporter", (), "The exporter itself.")
