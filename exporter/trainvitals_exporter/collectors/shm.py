@@ -47,7 +47,7 @@ class Shm:
             if mount is None or (mount.mountpoint, mount.kind) != (str(_SHM), "tmpfs"):
                 return None
             return os.statvfs(process / "root" / _SHM.relative_to("/"))
-        except OSError:
+        except (OSError, ValueError, IndexError):
             return None
 
 
