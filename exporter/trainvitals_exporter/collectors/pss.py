@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from trainvitals_exporter.families import Families, Family
@@ -84,14 +85,15 @@ class Pss:
 
     def _proportional(self, process: Process) -> int:
         """Bytes; 0 for a process that has gone. Raises PermissionError."""
+        folder = f"{self._trees.procfs}/{process.pid}"
         try:
-            text = read_bytes(f"{self._trees.procfs}/{process.pid}/smaps_rollup")
-        except PermissionError:
-            raise
-        except OSError:
-            return 0
-        _, _, rest = text.partition(b"\nPss:")
-        return int(rest.split(maxsplit=1)[0]) * 1024 if rest else 0
+            _, found, rest = read_bytes(f"{folder}/smaps_rollup").partition(b"\nPss:")
+            if found:
+                return int(rest.split(maxsplit=1)[0]) * 1024
+        except OSError as error:  # newer kernels say "no such process" where they do not permit it
+            if process.state != "zombie" and Path(folder, "stat").exists():
+                raise PermissionError(error.errno, error.strerror) from error
+        return 0
 
 
 def create(settings: Settings) -> Pss:
