@@ -247,6 +247,12 @@ METRICS: Final = (
     ),
     _metric(SURROUNDINGS, "shm_size_bytes", "gauge", "Size of the /dev/shm that this rank sees; DataLoader workers hand their batches over in it."),
     _metric(SURROUNDINGS, "shm_avail_bytes", "gauge", "Space left there. A worker that finds none dies of a bus error."),
+    _metric(
+        SURROUNDINGS, "reads_from_info", "gauge",
+        "1 for each filesystem on which this rank or its DataLoader workers were seen with a file open for reading within the last five minutes: "
+        "its mount point as they see it, and its disk, or its type where no disk is known. At most four.",
+        "mountpoint", "device",
+    ),
     # GPUs.
     _metric(GPU, "gpu_info", "gauge", "1; what this GPU is.", "name", "driver_version", "cuda_version", "pci_bus_id"),
     _metric(
