@@ -11,15 +11,15 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX),@true)
 CHECKED := hooks exporter grafana examples tests benchmarks
 
-.PHONY: help demo test test-slow test-gpu check bench dashboards docs tools compose-client clean
+.PHONY: help demo test test-slow test-gpu check bench dashboards docs tools node-exporter compose-client clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the alert that arrives (five minutes)
+demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the alert that arrives (three minutes)
 	$(BIN)/python examples/demo/demo.py
 
-test: $(VENV)/.test tools compose-client check  ## everything that a change has to pass
+test: $(VENV)/.test tools node-exporter compose-client check  ## everything that a change has to pass
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(VENV)/.test tools  ## what takes longer than a few minutes
@@ -60,6 +60,11 @@ tools:
 	command -v alertmanager >/dev/null || command -v prometheus-alertmanager >/dev/null || missing=yes; \
 	[[ -n "$${missing:-}" && " $${TRAINVITALS_TEST_WITHOUT:-} " != *" prometheus "* ]] || exit 0; \
 	$(call APT_INSTALL,Prometheus (with promtool) and Alertmanager (with amtool),prometheus prometheus-alertmanager)
+
+node-exporter:
+	@! command -v node_exporter >/dev/null && ! command -v prometheus-node-exporter >/dev/null || exit 0; \
+	[[ " $${TRAINVITALS_TEST_WITHOUT:-} " != *" prometheus "* ]] || exit 0; \
+	$(call APT_INSTALL,node_exporter,prometheus-node-exporter)
 
 compose-client:
 	@! docker compose version >/dev/null 2>&1 || exit 0; ! command -v docker-compose >/dev/null || exit 0; \

@@ -77,6 +77,8 @@ LABEL_VALUES: dict[str | tuple[str, str], tuple[str, ...]] = {
     ("trainvitals_processes", "state"): ("running", "blocked"),
     **{(f"trainvitals_host_disk_{name}", "device"): ("sda",)
        for name in ("read_bytes_total", "written_bytes_total", "busy_seconds_total", "info")},
+    ("trainvitals_host_filesystem_disk_info", "device"): ("sda",),
+    "interface": ("enp5s0",),
 }  # fmt: skip
 GPU_OF = {("voice-s2", "0"): "GPU-aaaa", ("voice-s2", "1"): "GPU-bbbb", ("voice-s1", "0"): "GPU-aaaa"}
 

@@ -21,7 +21,7 @@ def test_hooks() -> None:
     shown = benchmark("hooks", "--pairs", "2", "--loops", "mlp,gan")
     rows = [line.split()[:2] for line in shown]
     for loop in ("mlp", "gan"):
-        assert [kind for name, kind in rows if name == loop] == ["noise", "trainvitals", "classic"]
+        assert [kind for name, kind in rows if name == loop] == ["noise", "wrappers", "hooks", "classic"]
     assert [name for name, _ in rows[-2:]] == ["attach()", "detach()"]
 
 

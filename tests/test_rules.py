@@ -23,6 +23,15 @@ RUNBOOK_URL = "https://github.com/trainvitals/trainvitals/blob/main/docs/runbook
 HEADINGS = ["## Meaning", "## Impact", "## Diagnosis", "## What to do"]
 # Not ours, but every Prometheus has them.
 BUILT_IN = {"up", "ALERTS"}
+# node_exporter's, which stand in for those of our host collectors.
+OF_NODE_EXPORTER = {
+    "node_cpu_seconds_total",
+    "node_disk_ata_rotation_rate_rpm",
+    "node_disk_info",
+    "node_disk_io_time_seconds_total",
+    "node_memory_MemAvailable_bytes",
+    "node_memory_MemTotal_bytes",
+}
 
 Rule = dict[str, Any]
 
@@ -116,7 +125,9 @@ def assert_known(expression: str, where: str) -> None:
         name = selector.name
         assert name is not None, f"{where}: a selector without a name in {expression}"
         known = labels_of(name)
-        assert known is not None or name in recorded | BUILT_IN, f"{where}: {name} is not in the catalogue"
+        assert known is not None or name in recorded | BUILT_IN | OF_NODE_EXPORTER, (
+            f"{where}: {name} is not in the catalogue"
+        )
         if known is not None:
             asked = {matcher.name for matcher in selector.matchers.matchers}
             assert asked <= known | {"job", "instance"}, f"{where}: {name} has no label {asked - known}"

@@ -57,7 +57,7 @@ def _runner(configuration: Configuration) -> Runner:
     table = RunTable(_run_directories(configuration.run_dir, configuration.rootfs), configuration.keep_ended)
     trees = ProcessTrees(table, configuration.procfs)
     settings = Settings(configuration.procfs, configuration.rootfs, table, configuration.gpu_release_file, trees)
-    return Runner([collectors.create(name, settings) for name in configuration.collectors])
+    return Runner([collectors.create(name, settings) for name in configuration.wanted_collectors])
 
 
 def _serve(runner: Runner, web: WebConfigFile, addresses: Iterable[Address]) -> int:

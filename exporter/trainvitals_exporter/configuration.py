@@ -57,6 +57,7 @@ class Configuration:
     web_config: Path | None = None
     run_dir: tuple[Path, ...] = ()
     collectors: tuple[str, ...] = ()
+    no_collectors: tuple[str, ...] = ()
     keep_ended: float = KEEP_ENDED_SECONDS
     procfs: Path = Path("/proc")
     rootfs: Path = Path("/")
@@ -84,7 +85,16 @@ class Configuration:
                     chosen[option.name] = option.value(texts)
                 except ValueError as error:
                     raise ValueError(f"{source}: {error}") from None
-        return cls(**chosen)
+        configuration = cls(**chosen)
+        if not configuration.wanted_collectors:
+            raise ValueError("no collector is left; see --collectors and --no-collectors")
+        return configuration
+
+    @property
+    def wanted_collectors(self) -> list[str]:
+        """The names of those to run: the chosen ones without the unwanted."""
+        of_host = collectors.OF_HOST if collectors.HOST in self.no_collectors else ()
+        return [name for name in self.collectors if name not in (*self.no_collectors, *of_host)]
 
 
 def _split(text: str, separator: str | None) -> list[str]:
@@ -111,6 +121,10 @@ def _collector(text: str) -> str:
         wrong = f"unknown collector {text!r}" if text else "no collector chosen"
         raise ValueError(f"{wrong}; there are: {', '.join(known)}")
     return text
+
+
+def _unwanted(text: str) -> str:
+    return text if text == collectors.HOST else _collector(text)
 
 
 def _seconds(text: str) -> float:
@@ -161,6 +175,11 @@ OPTIONS: Final = (
         "collectors", "LIST", "all",
         "what to collect; --help names all there is",
         _collector, separator=",",
+    ),
+    Option(
+        "no_collectors", "LIST", "none",
+        "what not to collect; host stands for " + ", ".join(collectors.OF_HOST),
+        _unwanted, separator=",",
     ),
     Option(
         "keep_ended", "SECONDS", f"{KEEP_ENDED_SECONDS:.0f}",

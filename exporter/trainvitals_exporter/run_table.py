@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from trainvitals_exporter.run_files import RunFiles
 
 # The last vital signs of a run have to outlast a few scrapes and the longest `for` of an alert on its end.
 KEEP_ENDED_SECONDS: Final = 15 * 60.0
+_SEEN_LATE_SECONDS: Final = 2.0
 _SIGNS_OF_LIFE: Final = ("trainvitals_heartbeat_timestamp_seconds", "trainvitals_last_iteration_timestamp_seconds")
 
 _log = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ class RunTable:
         self._names: dict[str, str] = {}
         self._seen_alive: set[str] = set()
         self._ended: dict[str, float] = {}
+        self._counted: set[str] = set()
+        self._endings: Counter[tuple[str, str]] = Counter()
         self._duplicates: set[tuple[str, int]] = set()
         self._runs: dict[str, Run] = {}
         self._read_at = float("-inf")
@@ -128,9 +131,16 @@ class RunTable:
             if time.monotonic() - self._read_at > max_age:
                 runs = self._group(self._files.read())
                 self._forget_gone({run.run_id for run in runs})
-                self._runs = self._named([run for run in runs if self._to_be_served(run)])
+                served = [run for run in runs if self._to_be_served(run)]
+                self._runs = self._named(served)
+                self._count_endings(served)
                 self._read_at = time.monotonic()
             return self._runs
+
+    def endings(self) -> Mapping[tuple[str, str], int]:
+        """How many runs have ended, by name and state: a run that is started again hides the one that failed."""
+        with self._lock:
+            return self._endings.copy()
 
     def rejected(self) -> Counter[str]:
         """How many run files were not read, by reason."""
@@ -188,26 +198,44 @@ class RunTable:
             return time.monotonic() - self._ended[run_id] > self._keep_ended
         return time.time() - _last_sign_of_life(file) > self._keep_ended
 
-    def _named(self, runs: Iterable[Run]) -> dict[str, Run]:
-        """Give each run a name of its own, and keep to it. An ended run gives way to any other one of its name."""
+    def _named(self, runs: Sequence[Run]) -> dict[str, Run]:
+        """Give each run a name of its own, and keep to it. One that ended gives way to one that began after that."""
+        newest: dict[str, float] = {}
+        for run in runs:
+            wanted = run.wanted_name
+            if self._names.get(run.run_id, wanted) == wanted:  # else it has a name beside the others
+                newest[wanted] = max(run.created, newest.get(wanted, run.created))
         named: dict[str, Run] = {}
         for run in sorted(runs, key=self._precedence):
+            if self._ended_before(run, newest.get(run.wanted_name, run.created)):
+                continue
             name = self._names.get(run.run_id)
-            if name is None or (run.alive and name in named):
-                name = _free_name(run.wanted_name, named) if run.alive else run.wanted_name
-            if name not in named:
-                named[name] = run
-                self._names[run.run_id] = name
+            if name is None or name in named:
+                name = self._names[run.run_id] = _free_name(run.wanted_name, named)
+            named[name] = run
         return named
 
     def _precedence(self, run: Run) -> tuple[bool, bool, float]:
-        """Living runs come first, among them those that have their name already, then the earlier; ended ones last."""
-        if run.alive:
-            return (False, run.run_id not in self._names, run.created)
-        return (True, False, -run.created)
+        """Living runs come first, among them those that have their name already, then the earlier."""
+        return (not run.alive, run.run_id not in self._names, run.created)
+
+    def _ended_before(self, run: Run, moment: float) -> bool:
+        """Whether a run ended before a moment (Unix time), to the second or two that its end may be seen too late."""
+        if run.run_id not in self._ended or moment <= run.created:
+            return False
+        return time.time() - (time.monotonic() - self._ended[run.run_id]) < moment + _SEEN_LATE_SECONDS
+
+    def _count_endings(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            if run.run_id in self._ended and run.run_id not in self._counted:
+                self._counted.add(run.run_id)
+                self._endings[self._names.get(run.run_id, run.wanted_name), run.state] += 1
+        for name, state in [key for key in self._endings if key[0] not in self._runs]:
+            del self._endings[name, state]
 
     def _forget_gone(self, run_ids: set[str]) -> None:
         self._seen_alive &= run_ids
+        self._counted &= run_ids
         self._duplicates = {key for key in self._duplicates if key[0] in run_ids}
         for memory in (self._names, self._ended):
             for run_id in memory.keys() - run_ids:

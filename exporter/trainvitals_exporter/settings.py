@@ -21,3 +21,9 @@ class Settings:
     runs: RunTable
     gpu_release_file: Path
     trees: ProcessTrees
+
+    @property
+    def sysfs(self) -> Path:
+        """Where the host's /sys is: below `rootfs`, else our own, in which a container sees the host's disks, too."""
+        below = self.rootfs / "sys"
+        return below if (below / "block").is_dir() else Path("/sys")

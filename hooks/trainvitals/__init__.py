@@ -23,3 +23,7 @@ def __getattr__(name: str) -> Any:
     from trainvitals import attachment
 
     return getattr(attachment, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

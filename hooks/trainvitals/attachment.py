@@ -25,6 +25,8 @@ class Attachment:
         self.session = Session(run)
         self._undo: Callable[[], None] = lambda: None
         self._vitals: Vitals | None = None
+        # the scalars that were complained about
+        self._refused: set[str] = set()
         self._finalizer: multiprocessing.util.Finalize | None = None
 
     def start(self, *, torch_is_here: bool) -> None:
@@ -56,9 +58,20 @@ class Attachment:
         for tag, value in scalars.items():
             device = getattr(getattr(value, "device", None), "type", None)  # NumPy's devices are strings
             if device is None:
-                self._vitals.scalar(tag, float(value))
+                self._log_number(tag, value)
             elif device == "cpu" or self.session.on_training_thread():  # the device's readings belong to that thread
                 self._vitals.read_tensor(value).then(functools.partial(self._vitals.scalar, tag))
+
+    def _log_number(self, tag: str, value: Any) -> None:
+        assert self._vitals is not None  # noqa: S101 (log() has looked)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            if tag not in self._refused:
+                self._refused.add(tag)
+                imports.tell(f"log({tag}=...) is given a {type(value).__name__} that is no number; it is left out")
+            return
+        self._vitals.scalar(tag, number)
 
     def tell_epoch(self, number: int) -> None:
         """Take over a framework's own count."""

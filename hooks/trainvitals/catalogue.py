@@ -80,6 +80,11 @@ METRICS: Final = (
         "How an ended run ended: the signal it was sent and the exception it died of; empty where there was none.",
         "signal", "exception",
     ),
+    _metric(
+        RUN, "runs_ended_total", "counter",
+        "Runs of this name that have ended, by state; with those that ended 15 minutes before the exporter started, or since.",
+        "state",
+    ),
     _metric(RUN, "run_label_info", "gauge", "1 for each label that the run was given: trainvitals run --label NAME=VALUE.", "label", "value"),
     # A rank: identity.
     _metric(
@@ -330,6 +335,9 @@ METRICS: Final = (
     _metric(HOST, "host_disk_info", "gauge", "1; whether the disk rotates (1) or is solid state (0).", "device", "rotational"),
     _metric(HOST, "host_filesystem_size_bytes", "gauge", "Size of a filesystem.", "mountpoint"),
     _metric(HOST, "host_filesystem_avail_bytes", "gauge", "Space left for unprivileged users.", "mountpoint"),
+    _metric(HOST, "host_filesystem_disk_info", "gauge", "1; a physical disk that the filesystem lies on.", "mountpoint", "device"),
+    _metric(HOST, "host_network_receive_bytes_total", "counter", "Bytes received by a network card.", "interface"),
+    _metric(HOST, "host_network_transmit_bytes_total", "counter", "Bytes sent by a network card.", "interface"),
     # The exporter.
     _metric(EXPORTER, "exporter_build_info", "gauge", "1; the version of the exporter and of its Python.", "version", "python_version"),
     _metric(EXPORTER, "collector_success", "gauge", "1 if the collector's newest collection succeeded, else 0.", "collector"),

@@ -248,9 +248,10 @@ def _replace_this_process(argv: list[str]) -> int:
 
 
 def _not_started(writer: runfile.RunFileWriter, argv: list[str], why: str, code: int) -> int:
-    endings.record(writer, End("failed"))
-    writer.set("trainvitals_run_exit_code", float(code))
+    """A mistyped command is told to whoever typed it; it is no run that failed."""
+    path = writer.path
     writer.close()
+    path.unlink(missing_ok=True)
     sys.stderr.write(f"trainvitals run: cannot start {argv[0]!r}: {why}\n")
     return code
 

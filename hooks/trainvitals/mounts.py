@@ -6,6 +6,7 @@ Nothing here touches a filesystem that may not answer: a call on a dead network 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,12 @@ class Mount:
     @property
     def is_local(self) -> bool:
         """Whether a call on this filesystem is answered by this machine alone."""
-        return self.kind in _KERNELS_OWN or (self.source.startswith("/dev/") and not self.kind.startswith("fuse."))
+        return self.kind in _KERNELS_OWN or (self.source.startswith("/dev/") and not self.is_fuse)
+
+    @property
+    def is_fuse(self) -> bool:
+        """Whether some program answers for it. Of those on block devices, such as ntfs-3g, the type is "fuseblk"."""
+        return self.kind == "fuse" or self.kind.startswith("fuse.")
 
 
 class MountTable:
@@ -41,6 +47,9 @@ class MountTable:
             fields, (kind, source, *_) = about.split(" "), filesystem.split(" ")
             mountpoint = _unescaped(fields[4])
             self._mounts[mountpoint] = Mount(mountpoint, fields[2], kind, _unescaped(source))  # a later one hides it
+
+    def __iter__(self) -> Iterator[Mount]:
+        return iter(self._mounts.values())
 
     def of(self, path: Path) -> Mount | None:
         """The mount that an absolute path without symbolic links lies on."""
@@ -68,10 +77,26 @@ class MountTable:
 
     def disks(self, mount: Mount) -> list[str]:
         """The physical disks under a mount, by the names that the kernel gives them; empty where none is known."""
+        return sorted({disk for block in self._blocks(mount) for disk in physical_disks(block)})
+
+    def _blocks(self, mount: Mount) -> list[Path]:
         block = self._sys / "dev" / "block" / mount.device
-        if not block.exists() and mount.source.startswith("/dev/"):  # btrfs has a device number of its own
-            block = self._sys / "class" / "block" / Path(mount.source).resolve().name
-        return sorted(_physical(block)) if block.exists() else []
+        if block.exists():
+            return [block]
+        if not mount.source.startswith("/dev/"):
+            return []
+        # btrfs has a device number of its own, and may lie on several devices.
+        block = self._named(mount.source)
+        for devices in self._sys.glob("fs/btrfs/*/devices"):
+            if (devices / block.name).exists():
+                return list(devices.iterdir())
+        return [block] if block.exists() else []
+
+    def _named(self, source: str) -> Path:
+        """The device that /dev knows as `source`; also where that is the /dev of another container."""
+        blocks, device = self._sys / "class" / "block", Path(source)
+        volumes = (name.parents[1] for name in blocks.glob("dm-*/dm/name") if name.read_text().strip() == device.name)
+        return next(volumes, blocks / device.resolve().name)
 
     def _link_at(self, path: Path) -> Path | None:
         mount = self.of(path)
@@ -83,15 +108,23 @@ class MountTable:
             return None
 
 
-def _physical(block: Path) -> set[str]:
-    """The disks below a block device: that of a partition, those of a volume or an array."""
+def physical_disks(block: Path) -> set[str]:
+    """The disks below a block device of /sys: itself, that of a partition, those of a volume or an array."""
     device = block.resolve()
     if (device / "partition").exists():
         device = device.parent
     below = list((device / "slaves").iterdir()) if (device / "slaves").is_dir() else []
     if below:
-        return set().union(*map(_physical, below))
-    return {device.name} if (device / "device").exists() else set()
+        return set().union(*map(physical_disks, below))
+    return {device.name} if _is_hardware(device) else set()
+
+
+def _is_hardware(device: Path) -> bool:
+    # One path of several to an NVMe disk is hidden: the disk has a name of its own.
+    hidden = device / "hidden"
+    if hidden.exists() and hidden.read_text().strip() != "0":
+        return False
+    return (device / "device").exists() or "/devices/virtual/" not in str(device)
 
 
 def _unescaped(field: str) -> str:

@@ -6,6 +6,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 from trainvitals import catalogue
@@ -79,6 +80,7 @@ class OptimizerVitals:
         self._values = writer.values
         self._label = label
         self._on_anomaly = on_anomaly
+        self._steps_due = 0
         self._losses: list[float] = []
         self._loss_baseline = Baseline()
         self._loss_limit = _ANY
@@ -103,7 +105,7 @@ class OptimizerVitals:
 
     def stepped(self) -> None:
         """The optimizer made a step."""
-        self._values[self._steps] += 1
+        self._steps_due += 1
 
     def skipped(self) -> None:
         """The GradScaler skipped a step of the optimizer."""
@@ -154,6 +156,8 @@ class OptimizerVitals:
 
     def settle(self, now: float) -> None:
         """Do what is left to do on the values since the last time."""
+        self._values[self._steps] += self._steps_due
+        self._steps_due = 0
         if self._losses:
             self._put("trainvitals_loss", self._losses[-1])
             self._loss_baseline.add(map(abs, self._losses))
@@ -251,7 +255,10 @@ class Optimizers:
             return None
         vitals = OptimizerVitals(writer, str(place), *about, self._report)
         self._labels[place : place + 1] = [(reference, about)]
-        self._vitals = {key: value for key, value in self._vitals.items() if value[0]() is not None}
+        for key, (gone, settled) in list(self._vitals.items()):
+            if gone() is None:
+                settled.settle(perf_counter())
+                del self._vitals[key]
         self._vitals[id(optimizer)] = (reference, vitals)
         return vitals
 

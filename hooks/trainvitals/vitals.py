@@ -100,6 +100,7 @@ class Vitals:
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS + 1)
         self._first_optimizer: weakref.ref[Any] | None = None
         self._scalars: dict[str, int] = {}
+        self._early_scalars: dict[str, float] = {}
         # training batches and passes over the data that are done
         self.iterations = 0
         self.epoch = 0
@@ -139,6 +140,9 @@ class Vitals:
         self._last_iteration = writer.slot("trainvitals_last_iteration_timestamp_seconds", RETIRED)
         self._rate = writer.slot("trainvitals_iterations_per_second", RETIRED)
         self._samples_total = writer.slot("trainvitals_samples_total", RETIRED)
+        for tag, value in self._early_scalars.items():
+            self.scalar(tag, value)
+        self._early_scalars.clear()
         if self._fetched_by not in (None, get_ident()):  # another thread fetches ahead: that is not this loop's clock
             self._fetches = False
             self._asked.clear()
@@ -268,7 +272,9 @@ class Vitals:
             self._trained = True
             if self._fetches:
                 self._fetched_for_training(self._writer)
-        if now >= self._commit_due:
+        if (
+            now >= self._commit_due + _SLOW_SECONDS
+        ):  # else the step that comes next does it, and is then written as well
             self._commit(now)
 
     def step_begins(self, now: float) -> None:
@@ -326,8 +332,10 @@ class Vitals:
         return self.optimizers.add(self._writer, optimizer, describe(optimizer))
 
     def scalar(self, tag: str, value: float) -> None:
-        """A value that the script logs while it trains; the first 200 tags are kept."""
+        """A value that the script logs; the first 200 tags are kept. They are told of once the process trains."""
         if self._writer is None:
+            if tag in self._early_scalars or len(self._early_scalars) <= _MAX_SCALARS:
+                self._early_scalars[tag] = value
             return
         slot = self._scalars.get(tag)
         if slot is None:

@@ -54,6 +54,7 @@ def every_option(folder: Path) -> dict[str, tuple[list[str], Any]]:
         "web_config": ([f"{folder}/web.yml"], folder / "web.yml"),
         "run_dir": ([f"{folder}/a", f"{folder}/b"], (folder / "a", folder / "b")),
         "collectors": (["memory", "runs"], ("memory", "runs")),
+        "no_collectors": (["host", "runs"], ("host", "runs")),
         "keep_ended": (["12.5"], 12.5),
         "gpu_release_file": ([f"{folder}/release"], folder / "release"),
         "procfs": ([f"{folder}/proc"], folder / "proc"),
@@ -83,6 +84,15 @@ def test_a_flag_counts_more_than_a_variable_and_that_more_than_the_file(tmp_path
     assert Configuration.read(NOTHING, from_kubernetes, None) == Configuration.read(NOTHING, {}, None)
     empty = Configuration.read(NOTHING, {"TRAINVITALS_EXPORTER_KEEP_ENDED": ""}, write(tmp_path, ""))
     assert (empty.collectors, empty.keep_ended) == (tuple(collectors.known()), Configuration().keep_ended)
+
+
+def test_collectors_that_node_exporter_replaces_are_switched_off_together() -> None:
+    left = Configuration.read({"no_collectors": ["host"]}, {}, None).wanted_collectors
+    assert set(collectors.known()) - set(left) == set(collectors.OF_HOST)
+    assert {"nvidia", "processes", "runs"} <= set(left)
+    assert Configuration.read(
+        {"no_collectors": ["cpu", "runs"], "collectors": ["cpu,disks"]}, {}, None
+    ).wanted_collectors == ["disks"]
 
 
 def test_a_process_goes_by_its_file(tmp_path: Path) -> None:
@@ -127,6 +137,8 @@ def test_bad_configurations_are_usage_errors(tmp_path: Path) -> None:
         (["--config", str(bad)], {}, f"error: {bad}: unknown key listn"),
         (["--config", "/nowhere.yml"], {}, "error: /nowhere.yml cannot be read: No such file or directory"),
         ([], {"TRAINVITALS_EXPORTER_LISTEN": "nonsense"}, "error: TRAINVITALS_EXPORTER_LISTEN: 'nonsense' is not HOST"),
+        (["--collectors", "cpu,disks", "--no-collectors", "host"], {}, "error: no collector is left; see --collectors"),
+        (["--no-collectors", "hosts"], {}, "error: --no-collectors: unknown collector 'hosts'; there are: cpu, "),
         (["--keep-ended", "soon"], {}, "error: --keep-ended: 'soon' is not a number of seconds"),
     ):
         result = run(*arguments, env=variables)

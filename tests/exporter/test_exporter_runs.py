@@ -138,6 +138,32 @@ def test_two_living_runs_of_one_name(
     assert scrape.value("trainvitals_iterations_total", run="train-2") == 2
 
 
+def test_runs_of_one_name_that_were_there_at_the_same_time(
+    start_exporter: StartExporter, start_run_file: StartRunFile, run_dir: Path
+) -> None:
+    start, now = "trainvitals_run_start_timestamp_seconds", time.time()
+    start_run_file("long", "launcher", "job").set(start, now - 100).set_state("failed").end()
+    start_run_file("late", "launcher", "job").set(start, now - 50).set_state("finished").end()
+    scrape = start_exporter("--run-dir", str(run_dir), "--collectors", "runs").scrape()
+    assert (scrape.state("job"), scrape.state("job-2")) == ("failed", "finished")
+
+
+def test_a_failure_is_counted_where_the_run_is_started_again(
+    start_exporter: StartExporter, start_run_file: StartRunFile, run_dir: Path
+) -> None:
+    exporter = start_exporter("--run-dir", str(run_dir), "--collectors", "runs")
+    ended = "trainvitals_runs_ended_total"
+    for number in range(3):
+        running = start_run_file(f"try{number}", "launcher", "job").set_state("starting")
+        scrape = exporter.scrape_until(lambda scrape: scrape.state("job") == "starting", "the next try is served")
+        assert [labels["run"] for labels, _ in scrape.series("trainvitals_run_start_timestamp_seconds")] == ["job"]
+        assert scrape.value(ended, run="job", state="failed") == number
+        running.set("trainvitals_run_state", 0, state="starting").set_state("failed").end()
+        scrape = exporter.scrape_until(lambda scrape: scrape.state("job") == "failed", "its end is served")
+    assert scrape.value(ended, run="job", state="failed") == 3
+    assert scrape.value(ended, run="job", state="finished") == 0
+
+
 def test_two_processes_of_one_rank(start_exporter: StartExporter, start_run_file: StartRunFile, run_dir: Path) -> None:
     start_run_file("id", "rank", "train", rank=0).set("trainvitals_iterations_total", 1)
     newer = start_run_file("id", "rank", "train", rank=-1).set("trainvitals_iterations_total", 2)
@@ -186,7 +212,8 @@ def test_only_what_the_catalogue_has_is_passed_on(
     rank.set("trainvitals_host_load1", 1).set("trainvitals_scalar", 2, tag="\ud800 é\n")
     scrape = start_exporter("--run-dir", str(run_dir), "--collectors", "runs").scrape()
     assert {sample.name for sample in scrape.samples if "run" in sample.labels} == {
-        "trainvitals_run_start_timestamp_seconds", "trainvitals_run_state", "trainvitals_loss", "trainvitals_scalar",
+        "trainvitals_run_start_timestamp_seconds", "trainvitals_run_state", "trainvitals_runs_ended_total",
+        "trainvitals_loss", "trainvitals_scalar",
     }  # fmt: skip
     [(labels, value)] = scrape.series("trainvitals_loss")
     assert labels == {"run": 'odd "name"\\\n', "rank": "0", "optimizer": "0"}

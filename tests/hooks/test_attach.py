@@ -25,11 +25,25 @@ def python(launcher: Launcher, text: str, *, code: int = 0) -> str:
 
 
 def test_attach_records_and_names_the_run(launcher: Launcher) -> None:
-    python(launcher, "trainvitals.attach('night'); train(); trainvitals.log(mos=3.5)")
+    stderr = python(
+        launcher,
+        """
+trainvitals.attach('night'); trainvitals.log(before=0.9, mos=1.0, wrong='x')
+train(); trainvitals.log(mos=3.5, wrong=None, other=[1])
+assert {"attach", "detach", "log"} <= set(dir(trainvitals))
+""",
+    )
+    assert stderr.splitlines() == [
+        "trainvitals: log(wrong=...) is given a str that is no number; it is left out",
+        "trainvitals: log(other=...) is given a list that is no number; it is left out",
+    ]
     (file,) = run_files(launcher.run_dir)
     assert (file.identity.run, file.identity.kind, state_of(file)) == ("night", "rank", "finished")
     assert file.value("trainvitals_iterations_total") == 8
-    assert file.value("trainvitals_scalar", tag="mos") == 3.5
+    assert {dict(s.labels)["tag"]: s.value for s in file.samples if s.name == "trainvitals_scalar"} == {
+        "before": 0.9,
+        "mos": 3.5,
+    }
     assert file.value("trainvitals_world_size") == 1
 
 

@@ -258,6 +258,7 @@ def test_usage_errors(launcher: Launcher, arguments: list[str], code: int, messa
     command = [PYTHON, "-m", "trainvitals.cli", "run", *arguments]
     result = subprocess.run(command, env=launcher.environment, capture_output=True, text=True, check=False)
     assert (result.returncode, message in result.stderr, "Traceback" in result.stderr) == (code, True, False), result
+    assert not list(launcher.run_dir.glob("*"))  # a mistyped command is no run that failed
 
 
 def test_unknown_command() -> None:

@@ -141,13 +141,36 @@ def test_gradient_norm_is_taken_before_clipping(process: Warm, clip: str) -> Non
         process,
         f"""
 o = torch.optim.SGD(model.parameters(), lr=0.1)
+norms = []
 for x, y in loader():
-    o.zero_grad(); loss_of(x, y).backward(); g = norm(model.parameters()); {clip}; after = norm(model.parameters()); o.step()
-print(json.dumps({{"norm": g, "after": after}}))
+    o.zero_grad(); loss_of(x, y).backward(); norms.append(norm(model.parameters())); {clip}; after = norm(model.parameters()); o.step()
+print(json.dumps({{"norm": norms[-1], "after": after, "largest": max(norms)}}))
 """,
     )
     assert true["after"] < true["norm"] * 0.9
     assert rank.value("trainvitals_gradient_norm", optimizer="0") == pytest.approx(true["norm"], rel=1e-5)
+    assert rank.value("trainvitals_gradient_norm_max", optimizer="0") == pytest.approx(true["largest"], rel=1e-5)
+    assert rank.value("trainvitals_gradient_norm_measured_steps_total", optimizer="0") == 8
+
+
+def test_the_very_first_gradients_are_clipped(process: Warm) -> None:
+    rank, true = train(
+        process,
+        """
+o = torch.optim.SGD(model.parameters(), lr=0.1)
+x, y = next(iter(loader()))
+loss_of(x, y).backward()
+first = norm(model.parameters())
+clip_grad_value_(model.parameters(), 1e-4); clip_grad_norm_(model.parameters(), 1e-4); o.step()
+other = nn.Linear(4, 1); p = torch.optim.SGD(other.parameters(), lr=0.1)
+(loss_of(x, y, other) * math.nan).backward()
+clip_grad_norm_(other.parameters(), 1e-4); p.step()
+print(json.dumps({"norm": first}))
+""",
+    )
+    assert rank.value("trainvitals_gradient_norm", optimizer="0") == pytest.approx(true["norm"], rel=1e-5)
+    assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="nonfinite") == 0
+    assert rank.value("trainvitals_gradient_anomalies_total", optimizer="1", kind="nonfinite") == 1
 
 
 def test_accumulation(process: Warm) -> None:

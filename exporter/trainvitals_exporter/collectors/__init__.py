@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import Final
 
 from trainvitals_exporter.runner import Collector
 from trainvitals_exporter.settings import Settings
+
+# The name for all those whose place node_exporter can take.
+HOST: Final = "host"
+OF_HOST: Final = ("cpu", "disks", "filesystems", "memory", "network", "pressure")
 
 
 def known() -> list[str]:

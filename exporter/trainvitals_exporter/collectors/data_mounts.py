@@ -37,8 +37,9 @@ class DataMounts:
     name = "data_mounts"
     interval = 30.0
 
-    def __init__(self, trees: ProcessTrees) -> None:
+    def __init__(self, trees: ProcessTrees, sysfs: Path) -> None:
         self._trees = trees
+        self._sysfs = sysfs
         self._seen: dict[tuple[str, str], dict[_Place, float]] = {}
 
     def collect(self) -> Iterable[Family]:
@@ -61,7 +62,7 @@ class DataMounts:
             folder = Path(self._trees.procfs, str(process.pid))
             try:
                 paths = set(_read_from(folder / "fd"))
-                table = MountTable(folder / "mountinfo") if paths else None
+                table = MountTable(folder / "mountinfo", self._sysfs) if paths else None
             except (OSError, ValueError, IndexError):
                 continue  # it has gone, or is not to be looked into
             mounts = {mount for path in paths if table and (mount := table.of(Path(path)))}
@@ -71,7 +72,7 @@ class DataMounts:
 
 def create(settings: Settings) -> DataMounts:
     """The collector."""
-    return DataMounts(settings.trees)
+    return DataMounts(settings.trees, settings.sysfs)
 
 
 def _looked_at(tree: Tree) -> Iterator[tuple[str, list[Process]]]:

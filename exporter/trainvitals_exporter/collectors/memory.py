@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-import psutil
+from pathlib import Path
+from typing import Final
 
 from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.settings import Settings
+
+_METRICS: Final = {
+    "MemTotal": "trainvitals_host_memory_total_bytes",
+    "MemAvailable": "trainvitals_host_memory_available_bytes",
+    "SwapTotal": "trainvitals_host_swap_total_bytes",
+    "SwapFree": "trainvitals_host_swap_free_bytes",
+}
 
 
 class Memory:
@@ -16,18 +23,21 @@ class Memory:
     name = "memory"
     interval = 5.0
 
+    def __init__(self, procfs: Path) -> None:
+        self._procfs = procfs
+
     def collect(self) -> Iterable[Family]:
-        """Read the kernel's memory counters."""
+        """Read the kernel's memory counters. What it does not tell is absent, not guessed."""
         out = Families()
-        memory = psutil.virtual_memory()
-        out.add("trainvitals_host_memory_total_bytes", memory.total)
-        out.add("trainvitals_host_memory_available_bytes", memory.available)
-        swap = psutil.swap_memory()
-        out.add("trainvitals_host_swap_total_bytes", swap.total)
-        out.add("trainvitals_host_swap_free_bytes", swap.free)
+        for line in (self._procfs / "meminfo").read_text().splitlines():
+            name, _, amount = line.partition(":")
+            if name in _METRICS:
+                out.add(_METRICS[name], int(amount.split()[0]) * 1024)  # the kernel's kB are KiB
+        if not any(out):
+            raise ValueError("nothing known in the kernel's memory statistics")
         return out
 
 
 def create(settings: Settings) -> Memory:
     """The collector."""
-    return Memory()
+    return Memory(settings.procfs)

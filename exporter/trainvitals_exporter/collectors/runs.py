@@ -16,7 +16,6 @@ from trainvitals_exporter.settings import Settings
 
 _RANK_METRICS: Final = {m.name: m for m in catalogue.METRICS if m.scope is catalogue.RANK and m.type != "histogram"}
 _RANK_HISTOGRAMS: Final = tuple(m for m in catalogue.METRICS if m.scope is catalogue.RANK and m.type == "histogram")
-
 _Place = tuple[str, str, int]
 
 
@@ -45,8 +44,12 @@ class Runs:
     def collect(self) -> Iterable[Family]:
         """Read the run files."""
         out = Families()
-        for name, run in self._table.runs().items():
+        runs = self._table.runs()
+        endings = self._table.endings()
+        for name, run in runs.items():
             _add_run(out, name, run)
+            for state in catalogue.FINAL_STATES:
+                out.add("trainvitals_runs_ended_total", endings.get((name, state), 0), name, state)
             for rank, file in run.ranks.items():
                 plans = self._plans.setdefault(file.layout, {})
                 plan = plans.get((name, str(rank)))

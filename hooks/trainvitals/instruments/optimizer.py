@@ -20,6 +20,8 @@ from trainvitals.instruments.device_values import DeviceValues, Reading, capturi
 from trainvitals.optimizer_vitals import Moment, OptimizerVitals
 
 _MAX_GROUPS: Final = 64  # scripts with a group for each parameter have no use for as many curves
+# So many clippings of parameters that no optimizer owns so far are measured.
+_MAX_EARLY: Final = 8
 _WIDE: Final = (torch.float32, torch.float64)
 
 
@@ -36,20 +38,20 @@ class ParameterNorms(NamedTuple):
     scale: torch.Tensor | None
 
 
-def parameter_norms(optimizer: Any) -> ParameterNorms:
-    """The norm of each gradient that there is, as tensors of no dimension.
+def parameter_norms(some: list[torch.Tensor], scale: torch.Tensor | None = None) -> ParameterNorms:
+    """The norm of each gradient that these parameters have, as tensors of no dimension.
 
     Of a sharded gradient (DTensor) only the local shard counts: the whole would need a collective, which could hang.
     """
     parameters, gradients = [], []
-    for parameter in parameters_of(optimizer):
+    for parameter in some:
         gradient = parameter.grad
         if gradient is not None:
             parameters.append(parameter)
             gradients.append(
                 gradient if type(gradient) is torch.Tensor and not gradient.is_sparse else _dense(gradient)
             )
-    return ParameterNorms(parameters, _norms(gradients), getattr(optimizer, "grad_scale", None))
+    return ParameterNorms(parameters, _norms(gradients), scale)
 
 
 def _dense(gradient: Any) -> torch.Tensor:
@@ -145,7 +147,11 @@ class Gradients:
         self._followed: dict[int, _Followed] = {}
         self._stepping: _Followed | None = None
         self._stepping_since = 0
-        self._clipped_unknown: set[int] = set()
+        # by a parameter's id, the norm of its gradient that was clipped when nobody knew yet whose it is; None where
+        # that was not measured
+        self._clipped_early: dict[int, torch.Tensor | None] = {}
+        self._clipped_early_at = 0
+        self._early_measurements = 0
         self.compiled_steps = CompiledSteps()
         self.stepped = False
 
@@ -172,8 +178,9 @@ class Gradients:
         followed = self._stepping
         if followed is None or followed.reference() is not optimizer:
             return
-        if followed.own is None and not self._clipped_unknown.isdisjoint(map(id, parameters_of(optimizer))):
-            return  # before its first step nobody knew whose parameters were clipped
+        if followed.own is None and not self._clipped_early.keys().isdisjoint(map(id, parameters_of(optimizer))):
+            followed.norm = self._measure_early(optimizer)
+            return
         norm, followed.before_clipping = followed.before_clipping, None
         followed.norm = self._measure(optimizer) if norm is None and self._is_due(followed) else norm
 
@@ -254,7 +261,33 @@ class Gradients:
                 if norm is not None:
                     followed.clipped(self._losses.count, norm)
         if not owned:
-            self._clipped_unknown |= clipped
+            self._clip_early(parameters)
+
+    def _clip_early(self, parameters: list[torch.Tensor]) -> None:
+        """Parameters of no optimizer that has stepped are about to be clipped: keep their norms for its first step."""
+        if self._clipped_early_at == self._losses.count:  # clipped twice, it is the first norm that counts
+            parameters = [parameter for parameter in parameters if id(parameter) not in self._clipped_early]
+        self._clipped_early_at = self._losses.count
+        self._clipped_early.update((id(parameter), None) for parameter in parameters)
+        if self._early_measurements < _MAX_EARLY and not capturing():  # some scripts never have an optimizer
+            self._early_measurements += 1
+            with torch.no_grad():
+                measured = parameter_norms(parameters)
+            self._clipped_early.update(zip(map(id, measured.parameters), measured.norms, strict=True))
+
+    def _measure_early(self, optimizer: Any) -> _Norm | None:
+        """The norm at an optimizer's first step, before some of its gradients were clipped."""
+        parameters = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
+        clipped = {id(each): self._clipped_early[id(each)] for each in parameters if id(each) in self._clipped_early}
+        if not clipped:
+            return self._measure(optimizer)
+        norms = [norm for norm in clipped.values() if norm is not None]
+        if len(norms) < len(clipped) or self._clipped_early_at != self._losses.count or capturing():
+            return None
+        with torch.no_grad():
+            rest = parameter_norms([parameter for parameter in parameters if id(parameter) not in clipped])
+            first = [parameter for parameter in parameters if id(parameter) in clipped]
+            return self._norm_of(ParameterNorms(first + rest.parameters, norms + rest.norms, None))
 
     def _is_due(self, followed: _Followed) -> bool:
         """Whether to measure at this step: in its turn, and wherever the loss is out of the usual."""
@@ -265,12 +298,15 @@ class Gradients:
             return None
         start = perf_counter()
         with torch.no_grad():
-            measured = parameter_norms(optimizer)
+            measured = parameter_norms(parameters_of(optimizer), getattr(optimizer, "grad_scale", None))
             if not measured.norms:
                 return None
-            norm = self._on_cpu(measured) if measured.norms[0].is_cpu else self._on_device(measured)
+            norm = self._norm_of(measured)
         self._governor.measured(perf_counter() - start)
         return norm
+
+    def _norm_of(self, measured: ParameterNorms) -> _Norm:
+        return self._on_cpu(measured) if measured.norms[0].is_cpu else self._on_device(measured)
 
     def _on_cpu(self, measured: ParameterNorms) -> _Norm:
         # Several times cheaper than two more operators.
@@ -298,7 +334,7 @@ class Gradients:
             if optimizer is None or total is None:  # by now, these are the gradients of another step
                 return None
             with torch.no_grad():
-                measured = parameter_norms(optimizer)
+                measured = parameter_norms(parameters_of(optimizer))
                 return NormsOfParameters(measured.parameters, [float(norm) for norm in measured.norms])
 
         if total is None or math.isfinite(total):
@@ -339,7 +375,8 @@ class Gradients:
     def _known(self, followed: _Followed, optimizer: Any) -> OptimizerVitals | None:
         """The optimizer's vitals, made at its first step."""
         if followed.own is None:
-            self._clipped_unknown -= self._see(followed, optimizer)
+            for parameter in self._see(followed, optimizer):
+                self._clipped_early.pop(parameter, None)
         followed.vitals = self._vitals.optimizer(optimizer, _describe)
         return followed.vitals
 
