@@ -23,6 +23,7 @@ from trainvitals.catalogue import (
     RUN,
     RUN_STATES,
     SECONDS_BUCKETS,
+    SURROUNDINGS,
     Metric,
 )
 
@@ -40,6 +41,7 @@ SCOPE_LABELS: dict[str, list[Labels]] = {
     RANK.name: RANKS,
     # The launcher is a process of the run that is below no rank: it has no label rank.
     PROCESS.name: [*({**rank, "role": role} for rank in RANKS for role in ROLES), {"run": "voice-s2", "role": "other"}],
+    SURROUNDINGS.name: RANKS,
     GPU.name: GPUS,
     HOST.name: [{}],
     EXPORTER.name: [{}],

@@ -23,6 +23,7 @@ from trainvitals_exporter.endpoint import listeners
 from trainvitals_exporter.endpoint.listeners import DEFAULT_LISTEN, Address
 from trainvitals_exporter.endpoint.server import STOP_SIGNALS, Server
 from trainvitals_exporter.endpoint.web_config import WebConfigFile
+from trainvitals_exporter.process_tree import ProcessTrees
 from trainvitals_exporter.run_table import RunTable
 from trainvitals_exporter.runner import Runner
 from trainvitals_exporter.settings import Settings
@@ -54,7 +55,8 @@ def _runner(configuration: Configuration) -> Runner:
             _log.warning("run directory %s does not exist yet", folder)
     psutil.PROCFS_PATH = str(configuration.procfs)
     table = RunTable(_run_directories(configuration.run_dir, configuration.rootfs), configuration.keep_ended)
-    settings = Settings(configuration.procfs, configuration.rootfs, table, configuration.gpu_release_file)
+    trees = ProcessTrees(table, configuration.procfs)
+    settings = Settings(configuration.procfs, configuration.rootfs, table, configuration.gpu_release_file, trees)
     return Runner([collectors.create(name, settings) for name in configuration.wanted_collectors])
 
 

@@ -100,12 +100,7 @@ class Run:
 
     def last_sign_of_life(self) -> float:
         """Unix time of the newest thing that the files show to have happened."""
-        times = [self.created]
-        for file in self.files:
-            times += [file.created, *(file.value(name) or 0.0 for name in _SIGNS_OF_LIFE)]
-            with contextlib.suppress(OSError):
-                times.append(file.path.stat().st_mtime)
-        return max(times)
+        return max(self.created, *map(_last_sign_of_life, self.files))
 
     def _any_rank_lives(self) -> bool:
         return any(_lives(file) for file in self.ranks.values())
@@ -118,7 +113,7 @@ class RunTable:
     """The runs to be served, each with the name it is served under. May be used from several threads."""
 
     def __init__(self, directories: Callable[[], Iterable[Path]], keep_ended: float = KEEP_ENDED_SECONDS) -> None:
-        self._files = RunFiles(directories)
+        self._files = RunFiles(directories, self._is_over)
         self._keep_ended = keep_ended
         self._lock = threading.Lock()
         self._names: dict[str, str] = {}
@@ -189,7 +184,19 @@ class RunTable:
         if run.run_id not in self._ended:
             ago = 0.0 if run.run_id in self._seen_alive else max(time.time() - run.last_sign_of_life(), 0.0)
             self._ended[run.run_id] = now - ago
-        return now - self._ended[run.run_id] <= self._keep_ended
+        kept = now - self._ended[run.run_id] <= self._keep_ended
+        if not kept:
+            self._seen_alive.discard(run.run_id)
+        return kept
+
+    def _is_over(self, file: RunFile) -> bool:
+        """Whether the run of a dead process's file need not be served, unless another file of it says so."""
+        run_id = file.identity.run_id
+        if _lives(file) or run_id in self._seen_alive:
+            return False
+        if run_id in self._ended:
+            return time.monotonic() - self._ended[run_id] > self._keep_ended
+        return time.time() - _last_sign_of_life(file) > self._keep_ended
 
     def _named(self, runs: Sequence[Run]) -> dict[str, Run]:
         """Give each run a name of its own, and keep to it. One that ended gives way to one that began after that."""
@@ -245,6 +252,13 @@ def _free_name(wanted: str, taken: Mapping[str, Run]) -> str:
 
 def _lives(file: RunFile | None) -> bool:
     return file is not None and file.alive_pid is not None
+
+
+def _last_sign_of_life(file: RunFile) -> float:
+    times = [file.created, *(file.value(name) or 0.0 for name in _SIGNS_OF_LIFE)]
+    with contextlib.suppress(OSError):
+        times.append(file.path.stat().st_mtime)
+    return max(times)
 
 
 def _rank_end(file: RunFile) -> str:

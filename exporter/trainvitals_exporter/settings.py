@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainvitals_exporter.process_tree import ProcessTrees
 from trainvitals_exporter.run_table import RunTable
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`procfs` and `rootfs` are where the host's /proc and / are found; the run table is shared by its collectors.
+    """`procfs` and `rootfs` are where the host's /proc and / are found; runs and trees are shared by their collectors.
 
     While `gpu_release_file` exists, the NVIDIA driver is let go of.
     """
@@ -19,6 +20,7 @@ class Settings:
     rootfs: Path
     runs: RunTable
     gpu_release_file: Path
+    trees: ProcessTrees
 
     @property
     def sysfs(self) -> Path:

@@ -41,10 +41,13 @@ class Scope:
 RUN: Final = Scope("run", ("run",), "Facts about a whole run, whatever its number of ranks.")
 RANK: Final = Scope("rank", ("run", "rank"), "Written by the hooks in each training process (rank).")
 PROCESS: Final = Scope("process", ("run", "rank", "role"), "The process tree of a run, seen from outside.")
+SURROUNDINGS: Final = Scope(
+    "surroundings", ("run", "rank"), "Whose each rank is, and what it stands on, seen from outside."
+)
 GPU: Final = Scope("gpu", ("uuid", "gpu"), "Each NVIDIA GPU, through NVML.")
 HOST: Final = Scope("host", (), "The machine.")
 EXPORTER: Final = Scope("exporter", (), "The exporter itself.")
-SCOPES: Final = (RUN, RANK, PROCESS, GPU, HOST, EXPORTER)
+SCOPES: Final = (RUN, RANK, PROCESS, SURROUNDINGS, GPU, HOST, EXPORTER)
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,42 @@ METRICS: Final = (
     # The process tree of a run.
     _metric(PROCESS, "process_cpu_seconds_total", "counter", "CPU time used by the live processes of this role and by those that have ended."),
     _metric(PROCESS, "process_resident_bytes", "gauge", "Resident memory of these processes; shared pages are counted in each of them."),
+    _metric(
+        PROCESS, "process_proportional_bytes", "gauge",
+        "Memory of these processes with each shared page divided among those that share it (PSS). Measured once in minutes, for it is dear. "
+        "Absent where the exporter is not permitted to read it.",
+    ),
     _metric(PROCESS, "processes", "gauge", "Number of these processes by state; blocked is uninterruptible sleep (D).", "state"),
+    _metric(PROCESS, "process_threads", "gauge", "Number of threads of these processes."),
+    _metric(
+        PROCESS, "process_read_bytes_total", "counter",
+        "Bytes that these processes, and those that have ended, had fetched from storage; what was in memory already is not counted. "
+        "Absent where the exporter is not permitted to read it.",
+    ),
+    _metric(
+        PROCESS, "process_written_bytes_total", "counter",
+        "Bytes that these processes, and those that have ended, sent to storage. Absent where the exporter is not permitted to read it.",
+    ),
+    _metric(
+        PROCESS, "process_open_fds", "gauge",
+        "Open file descriptors of the one of these processes that is nearest to its limit. Absent where the exporter is not permitted to read them.",
+    ),
+    _metric(PROCESS, "process_max_fds", "gauge", "The soft limit of open file descriptors of that process."),
+    # What is around a rank.
+    _metric(
+        SURROUNDINGS, "run_owner_info", "gauge",
+        "1; who started this rank and in what, as its user, its cgroups and Slurm's and Kubernetes's own environment variables tell. "
+        "Empty where that is unknown or there is none.",
+        "user", "container_id", "kubernetes_namespace", "kubernetes_pod", "kubernetes_pod_uid", "slurm_job", "slurm_array_task",
+    ),
+    _metric(SURROUNDINGS, "shm_size_bytes", "gauge", "Size of the /dev/shm that this rank sees; DataLoader workers hand their batches over in it."),
+    _metric(SURROUNDINGS, "shm_avail_bytes", "gauge", "Space left there. A worker that finds none dies of a bus error."),
+    _metric(
+        SURROUNDINGS, "reads_from_info", "gauge",
+        "1 for each filesystem on which this rank or its DataLoader workers were seen with a file open for reading within the last five minutes: "
+        "its mount point as they see it, and its disk, or its type where no disk is known. At most four.",
+        "mountpoint", "device",
+    ),
     # GPUs.
     _metric(GPU, "gpu_info", "gauge", "1; what this GPU is.", "name", "driver_version", "cuda_version", "pci_bus_id"),
     _metric(

@@ -8,7 +8,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -78,12 +78,18 @@ def everyone(root: Path = Path("/")) -> list[Path]:
     return sorted(found)
 
 
-def read_all(directories: Iterable[Path]) -> Iterator[runfile.RunFile | runfile.InvalidRunFile]:
-    """Every run file below these folders, each either read or with the reason why not. Missing folders are empty."""
+def read_all(
+    directories: Iterable[Path], skip: Callable[[os.DirEntry[str]], bool] = lambda entry: False
+) -> Iterator[runfile.RunFile | runfile.InvalidRunFile]:
+    """Every run file below these folders but those that `skip` names, each either read or with the reason why not.
+
+    Missing folders are empty.
+    """
     for directory in directories:
         try:
             owner = _owner_of(directory)
-            paths = sorted(p for p in directory.iterdir() if p.suffix == runfile.SUFFIX)
+            with os.scandir(directory) as entries:
+                paths = sorted(Path(e.path) for e in entries if e.name.endswith(runfile.SUFFIX) and not skip(e))
         except FileNotFoundError:
             continue
         except RunDirError as error:

@@ -54,7 +54,11 @@ class ExporterProcess:
     """A running exporter, on a free port of its own choice."""
 
     def __init__(
-        self, *arguments: str, env: Mapping[str, str] | None = None, tls: ssl.SSLContext | None = None
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        preexec_fn: Callable[[], object] | None = None,
     ) -> None:
         self.tls = tls
         listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
@@ -63,6 +67,7 @@ class ExporterProcess:
             env={**os.environ, **(env or {})},
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=preexec_fn,
         )
         self.log: list[str] = []
         threading.Thread(target=self._read_log, daemon=True).start()

@@ -1,7 +1,7 @@
 """A training run as a tree of processes: launcher and rank, each with a helper, and two workers, forked and spawned.
 
-Says "ready" when all are there and the workers have worked, kills the workers at the next line of its standard input,
-and ends with that input.
+Each worker writes 4 MiB to a disk; the forked one shares 16 MiB of memory with the rank. Says "ready" when all are
+there and the workers have worked, kills the workers at the next line of its standard input, and ends with that input.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from trainvitals.runfile import Identity, RunFileWriter
 
+DISK = "/var/tmp"  # noqa: S108 (a /tmp in memory is no disk)
 HELPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 def burn_and_sleep(told: Connection) -> None:
-    """Use some CPU time, tell, and live on."""
+    """Use some CPU time, write something, tell, and live on."""
+    with tempfile.TemporaryFile(dir=DISK) as file:
+        file.write(bytes(2**22))
+        os.fsync(file.fileno())
     while time.process_time() < 0.3:
         pass
     told.send("burnt")
@@ -30,6 +35,7 @@ def burn_and_sleep(told: Connection) -> None:
 def rank(directory: str) -> None:
     """The process that trains."""
     writer = RunFileWriter(Path(directory), Identity("tree", "tree", "rank"), rank=0)
+    memory = bytearray(os.urandom(2**24))
     ear, mouth = multiprocessing.Pipe(duplex=False)
     workers = [
         multiprocessing.get_context("fork").Process(target=burn_and_sleep, args=[mouth]),
@@ -47,7 +53,7 @@ def rank(directory: str) -> None:
     print("done", flush=True)
     sys.stdin.readline()
     helper.kill()
-    del writer
+    del writer, memory
 
 
 def launcher(directory: str) -> None:

@@ -10,8 +10,9 @@ from trainvitals.runfile import Identity, RunFileWriter
 
 order = json.loads(sys.stdin.readline())
 writer = RunFileWriter(Path(order["directory"]), Identity(**order["identity"]), order["rank"])
-print(writer.path, flush=True)
-for line in sys.stdin:
-    order = json.loads(line)
-    writer.set(order["name"], order["value"], **order["labels"])
-    print("done", flush=True)
+with Path(__file__).open():  # as a dataset's file would be
+    print(writer.path, flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        writer.set(order["name"], order["value"], **order["labels"])
+        print("done", flush=True)

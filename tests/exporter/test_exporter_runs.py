@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.exporter.conftest import StartExporter, StartRunFile
+from tests.exporter.exporter_process import ExporterProcess, Scrape
 
 # (what the launcher's process is and says, what each rank's is and says, the run's state)
 # A process is "alive" or "dead"; its word is a state or "" for none.
@@ -231,11 +236,102 @@ def test_what_vanishes_is_gone(
 
 
 def test_thousands_of_dead_files(start_exporter: StartExporter, start_run_file: StartRunFile, run_dir: Path) -> None:
-    original = start_run_file("id", "rank", "train").set("trainvitals_iterations_total", 1).end().path
-    content = original.read_bytes()[:4096]
-    for number in range(3000):
-        (run_dir / f"id{number}.rank.{number}.vitals").write_bytes(content)
-    exporter = start_exporter("--run-dir", str(run_dir), "--collectors", "runs")
-    exporter.scrape_until(lambda scrape: scrape.state("train") == "killed", "the ended run is served")
-    start_run_file("live", "rank", "live")
-    exporter.scrape_until(lambda scrape: scrape.state("live") == "running", "a new run is found among them")
+    bare = start_exporter("--run-dir", str(run_dir), "--collectors", "runs")
+    bare.scrape()
+    original = start_run_file("run-0000", "rank").set("trainvitals_iterations_total", 1)
+    for number in range(200):
+        original.set("trainvitals_scalar", 1, tag=f"loss/{number}")
+    content = original.end().path.read_bytes()[: 64 * 1024]
+    for number in range(1, 5000):
+        dead = run_dir / f"run-{number:04}.rank.{number}.vitals"
+        dead.write_bytes(content.replace(b'"run-0000"', b'"run-%04d"' % number))
+    os.utime(original.path, (0, 0))
+    exporter = start_exporter("--run-dir", str(run_dir), "--collectors", "runs", "--keep-ended", "0")
+    assert exporter.scrape().series("trainvitals_run_state") == []
+    live = start_run_file("live", "rank").set("trainvitals_iterations_total", 7)
+    scrape = exporter.scrape_until(lambda scrape: scrape.state("live") == "running", "a new run is found among them")
+    assert scrape.value("trainvitals_iterations_total", run="live") == 7
+    reads = read_calls(exporter)
+    live.set("trainvitals_iterations_total", 8)
+    exporter.scrape_until(lambda s: s.value("trainvitals_iterations_total") == 8, "its values are followed")
+    assert read_calls(exporter) - reads < 500, "the others are not read again"
+    assert resident(exporter) < 1.5 * resident(bare), "and not kept"
+
+
+def read_calls(exporter: ExporterProcess) -> int:
+    """How often the exporter has read from a file or a connection."""
+    return psutil.Process(exporter.process.pid).io_counters().read_count
+
+
+def resident(exporter: ExporterProcess) -> int:
+    """Bytes of memory."""
+    return psutil.Process(exporter.process.pid).memory_info().rss
+
+
+# A system clock (the one that can be set) that is ahead by as many seconds as a file says.
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+static long ahead(void) {
+    long seconds = 0;
+    FILE *file = fopen(getenv("CLOCK_AHEAD"), "r");
+    if (file && fscanf(file, "%ld", &seconds) != 1) seconds = 0;
+    if (file) fclose(file);
+    return seconds;
+}
+int clock_gettime(clockid_t id, struct timespec *now) {
+    int (*next)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = next(id, now);
+    if (id == CLOCK_REALTIME) now->tv_sec += ahead();
+    return result;
+}
+"""
+
+
+def test_a_clock_that_is_set(
+    start_exporter: StartExporter, start_run_file: StartRunFile, run_dir: Path, tmp_path: Path
+) -> None:
+    source, library, ahead = tmp_path / "clock.c", tmp_path / "clock.so", tmp_path / "ahead"
+    source.write_text(CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    ahead.write_text("0")
+    start_run_file("ended", "rank").set("trainvitals_iterations_total", 5).end()
+    live = start_run_file("live", "rank", rank=0).set("trainvitals_iterations_total", 1)
+    exporter = start_exporter(
+        "--run-dir", str(run_dir), "--collectors", "runs,processes,owners",
+        env={"LD_PRELOAD": str(library), "CLOCK_AHEAD": str(ahead)},
+    )  # fmt: skip
+    used, value = 0.0, 1
+    for seconds in (3600, -3600, 0):
+        ahead.write_text(str(seconds))
+        clock_is_set = partial(runs_last_success_is_near, time.time() + seconds)
+        exporter.scrape_until(clock_is_set, "the exporter sees the clock that was set")
+        value += 1
+        live.set("trainvitals_iterations_total", value)
+        start_run_file(f"new-{value}", "rank").set("trainvitals_iterations_total", value)
+        served = partial(both_have_done, value, ("live", f"new-{value}"))
+        scrape = exporter.scrape_until(served, "runs are followed and found")
+        assert scrape.state("ended") == "killed", "what is kept is kept for its time, whatever the clock says"
+        keys = [(sample.name, frozenset(sample.labels.items())) for sample in scrape.samples]
+        assert len(keys) == len(set(keys))
+        main = {"run": "live", "rank": "0", "role": "main"}
+        now_used = scrape.value("trainvitals_process_cpu_seconds_total", **main)
+        assert now_used is not None
+        assert now_used >= used
+        used = now_used
+        assert not [of for of, good in scrape.series("trainvitals_collector_success") if not good]
+    assert exporter.log[-1].endswith("/metrics\n"), "nothing is complained of"
+
+
+def runs_last_success_is_near(moment: float, scrape: Scrape) -> bool:
+    """Whether the run files were read at about that Unix time."""
+    last = scrape.value("trainvitals_collector_last_success_timestamp_seconds", collector="runs")
+    return last is not None and abs(last - moment) < 600
+
+
+def both_have_done(iterations: int, runs: tuple[str, ...], scrape: Scrape) -> bool:
+    """Whether these runs are served, with that number of iterations."""
+    return all(scrape.value("trainvitals_iterations_total", run=run) == iterations for run in runs)
