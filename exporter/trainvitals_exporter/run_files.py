@@ -62,7 +62,7 @@ class RunFiles:
                 self._files[result.path] = result
         new = [detail for detail in rejected if detail not in self._rejected]
         for detail in new[:_LOGGED_REJECTIONS]:
-            _log.warning("run file rejected: %s", detail)
+            _log.warning("run file rejected: %s", printable(detail))
         if len(new) > _LOGGED_REJECTIONS:
             _log.warning("%d more run files rejected", len(new) - _LOGGED_REJECTIONS)
         self._rejected = rejected
@@ -85,3 +85,8 @@ def _list(directory: Path) -> list[tuple[str, int, int, int]]:
     except OSError as error:
         return [(str(directory), error.errno or 0, 0, 0)]
     return [(str(directory), status.st_ino, status.st_uid, status.st_mode), *files]
+
+
+def printable(text: str) -> str:
+    """The text as one line of a log; a file's or a run's name may hold anything."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
