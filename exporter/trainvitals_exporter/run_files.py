@@ -17,6 +17,8 @@ from typing import Final
 from trainvitals import rundir, runfile
 from trainvitals.runfile import InvalidRunFile, RunFile
 
+from trainvitals_exporter.messages import printable
+
 # A scan sees at once what changes a directory's list of files; this is for the rest, such as a file truncated in place.
 _FULL_SCAN_SECONDS: Final = 30.0
 _LOGGED_REJECTIONS: Final = 5
@@ -85,8 +87,3 @@ def _list(directory: Path) -> list[tuple[str, int, int, int]]:
     except OSError as error:
         return [(str(directory), error.errno or 0, 0, 0)]
     return [(str(directory), status.st_ino, status.st_uid, status.st_mode), *files]
-
-
-def printable(text: str) -> str:
-    """The text as one line of a log; a file's or a run's name may hold anything."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -20,7 +20,8 @@ from typing import Final
 from trainvitals.endings import SEVERITY, final_state
 from trainvitals.runfile import RunFile
 
-from trainvitals_exporter.run_files import RunFiles, printable
+from trainvitals_exporter.messages import printable
+from trainvitals_exporter.run_files import RunFiles
 
 # The last vital signs of a run have to outlast a few scrapes and the longest `for` of an alert on its end.
 KEEP_ENDED_SECONDS: Final = 15 * 60.0
