@@ -37,7 +37,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
             node = super().compose_node(parent, index)
             if isinstance(event, yaml.AliasEvent) and not isinstance(node, yaml.ScalarNode):
                 problem = "an alias may only stand for a text or a number"
-                raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
+                mark: Any = event.start_mark
+                raise yaml.constructor.ConstructorError(None, None, problem, mark)
             return node
 
         def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

@@ -304,7 +304,7 @@ SCALARS = [
     "''", '"\\0"', '"\\ud800"', '"\\U0001f600"', "ünal", "1s", "1h", "9e999h", "server.crt", "server.key", "ca.crt",
     "TLS12", "TLS13", "RequireAndVerifyClientCert", "VerifyClientCertIfGiven", "CurveP256", HASH, "!!binary '=='",
     "!!set {a}", "!!omap [a]", "!!pairs [a: b]", "!!float x", "!!str 1", "!!null x", "!!timestamp x", "!x y",
-    "!!python/name:os.system", "=", "<<", "&a x", "*a", "&a [x]", "[*a, *a]", "{<<: *a}", "|\n   text\n", ">-\n   text\n",
+    "!!python/name:os.system", "=", "<<", "&a x", "*a", "&a [x]", "[*a, *a]", "{<<: *a}", "|\n  text\n", ">-\n  text\n",
     "[", "]", "{", "}", "@", "`", "%", "\t",
 ]  # fmt: skip
 SECTIONS = ["tls_server_config", "http_server_config", "basic_auth_users", "rate_limit", "headers", "<<", "?", "- "]
