@@ -121,7 +121,8 @@ def test_any_bytes_are_taken_or_refused(content: bytes) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100_000, deadline=None)
+@pytest.mark.timeout(900)
+@settings(max_examples=30_000, deadline=None)
 @given(contents)
 def test_any_bytes_for_longer(content: bytes) -> None:
     takes_or_refuses(content)
@@ -255,7 +256,8 @@ def test_whatever_is_in_the_files_no_series_is_served_twice(contents: list[bytes
 
 
 @pytest.mark.slow
-@settings(max_examples=30_000, deadline=None)
+@pytest.mark.timeout(900)
+@settings(max_examples=5000, deadline=None)
 @given(st.lists(files, min_size=1, max_size=5))
 def test_whatever_is_in_the_files_for_longer(contents: list[bytes]) -> None:
     served(contents)
