@@ -1,4 +1,4 @@
-"""prometheus_client alone: `python -m benchmarks.bare_exporter PORT FILE` serves the series of a scrape in FILE.
+"""prometheus_client alone: `python benchmarks/bare_exporter.py PORT FILE` serves the series of a scrape in FILE.
 
 All are gauges there, for what is asked is what it costs to render and send so many.
 """

@@ -181,7 +181,7 @@ def node_exporter(port: int, _rivals: Path, _scratch: Path) -> list[str]:
 def bare(port: int, _rivals: Path, scratch: Path) -> list[str]:
     if not (scratch / "series").exists():
         raise Missing("it takes the series of trainvitals, which was not measured")
-    return [sys.executable, "-m", "benchmarks.bare_exporter", str(port), str(scratch / "series")]
+    return [sys.executable, str(Path(__file__).with_name("bare_exporter.py")), str(port), str(scratch / "series")]
 
 
 EXPORTERS = {
