@@ -37,7 +37,7 @@ check: $(VENV)/.test  ## ruff and mypy alone
 bench: $(VENV)/.test $(VENV)/rivals  ## what hooks and scrapes cost, beside the budgets and others
 	$(BIN)/python -m benchmarks.hooks
 	$(BIN)/python -m benchmarks.rivals --traceml $(VENV)/rivals
-	$(BIN)/python -m benchmarks.scrape
+	$(BIN)/python -m benchmarks.scrape --rivals $(VENV)/rivals
 
 dashboards: $(VENV)/.test  ## build grafana/dashboards from grafana/definitions
 	$(BIN)/python grafana/build.py

@@ -39,3 +39,14 @@ def test_rivals(tmp_path: Path) -> None:
     shown = benchmark("rivals", "--rounds", "1", "--traceml", str(tmp_path / "not-installed"))
     assert "make bench" in shown[0]
     assert sum(" trainvitals " in line for line in shown) == 5
+
+
+@pytest.mark.slow
+def test_scrape(tmp_path: Path) -> None:
+    rivals = ["--rivals", str(tmp_path / "not-installed")]
+    shown = benchmark("scrape", "--seconds", "2", "--only", "trainvitals, 0 us;nvitop, 0 us;bare", *rivals)
+    assert "make bench" in shown[0]
+    rows = {line[:34].strip(): line[34:].split() for line in shown[1:]}
+    assert len(rows) == 9
+    ours, bare = rows["series"]
+    assert int(ours) == int(bare) > 1000

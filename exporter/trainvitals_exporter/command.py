@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, NoReturn
 
 import psutil
@@ -29,6 +30,8 @@ from trainvitals_exporter.runner import Runner
 from trainvitals_exporter.settings import Settings
 
 _STDOUT: Final = "-"
+# Those of the NVIDIA collector's release switch; by default, they end a process.
+_RELEASE_SIGNALS: Final = tuple(number for number in signal.Signals if number.name in ("SIGUSR1", "SIGUSR2"))
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ def command(argv: list[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
     runner = _runner(configuration)
+    _survive_release_signals()
     return _write_once(runner, arguments.once) if arguments.once else _serve(runner, web, configuration.listen)
 
 
@@ -58,6 +62,20 @@ def _runner(configuration: Configuration) -> Runner:
     trees = ProcessTrees(table, configuration.procfs)
     settings = Settings(configuration.procfs, configuration.rootfs, table, configuration.gpu_release_file, trees)
     return Runner([collectors.create(name, settings) for name in configuration.wanted_collectors])
+
+
+def _survive_release_signals() -> None:
+    """Where no collector obeys these signals, say so at the first one, and go on."""
+    unobeyed = [number for number in _RELEASE_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+
+    def explain(number: int, _frame: FrameType | None) -> None:
+        for each in unobeyed:  # once, and never while it is being said: logging is not made for that
+            signal.signal(each, lambda *_: None)
+        name = signal.Signals(number).name
+        _log.warning("%s changes nothing: it is for the collector nvidia, which is switched off", name)
+
+    for number in unobeyed:
+        signal.signal(number, explain)
 
 
 def _serve(runner: Runner, web: WebConfigFile, addresses: Iterable[Address]) -> int:

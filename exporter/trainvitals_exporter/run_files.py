@@ -19,6 +19,8 @@ from typing import Final
 from trainvitals import rundir, runfile
 from trainvitals.runfile import InvalidRunFile, RunFile
 
+from trainvitals_exporter.messages import printable
+
 # A scan sees at once what changes a directory's list of files; this is for the rest, such as a file truncated in place.
 _FULL_SCAN_SECONDS: Final = 30.0
 # The time of a folder's last change is no finer than a tick of the clock; on some filesystems that is two seconds.
@@ -80,7 +82,7 @@ class RunFiles:
                 self._files[path] = runfile.read(path, path.parent.lstat().st_uid)
         new = [detail for detail in rejected if detail not in self._rejected]
         for detail in new[:_LOGGED_REJECTIONS]:
-            _log.warning("run file rejected: %s", detail)
+            _log.warning("run file rejected: %s", printable(detail))
         if len(new) > _LOGGED_REJECTIONS:
             _log.warning("%d more run files rejected", len(new) - _LOGGED_REJECTIONS)
         self._rejected = rejected

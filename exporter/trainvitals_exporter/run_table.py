@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter, defaultdict
@@ -19,6 +20,7 @@ from typing import Final
 from trainvitals.endings import SEVERITY, final_state
 from trainvitals.runfile import RunFile
 
+from trainvitals_exporter.messages import printable
 from trainvitals_exporter.run_files import RunFiles
 
 # The last vital signs of a run have to outlast a few scrapes and the longest `for` of an alert on its end.
@@ -51,7 +53,7 @@ class Run:
     @property
     def created(self) -> float:
         """Unix time of the run's start."""
-        told = self.launcher.value("trainvitals_run_start_timestamp_seconds") if self.launcher else None
+        told = _finite(self.launcher, "trainvitals_run_start_timestamp_seconds")
         return told or min(file.created for file in self.files)
 
     @property
@@ -81,7 +83,7 @@ class Run:
     @property
     def exit_code(self) -> float | None:
         """What the launcher says the command exited with."""
-        return self.launcher.value("trainvitals_run_exit_code") if self.launcher else None
+        return _finite(self.launcher, "trainvitals_run_exit_code")
 
     @property
     def end_info(self) -> tuple[str, str] | None:
@@ -172,7 +174,7 @@ class RunTable:
             self._duplicates.add(key)
             _log.warning(
                 "processes %d and %d both say they are rank %d of run %s; only the newer is served",
-                dropped.pid, kept.pid, key[1], kept.identity.run,
+                dropped.pid, kept.pid, key[1], printable(kept.identity.run),
             )  # fmt: skip
 
     def _to_be_served(self, run: Run) -> bool:
@@ -250,12 +252,18 @@ def _free_name(wanted: str, taken: Mapping[str, Run]) -> str:
     return name
 
 
+def _finite(file: RunFile | None, name: str) -> float | None:
+    """A value of which NaN or infinity makes no sense: None then, and where there is none."""
+    value = file.value(name) if file is not None else None
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _lives(file: RunFile | None) -> bool:
     return file is not None and file.alive_pid is not None
 
 
 def _last_sign_of_life(file: RunFile) -> float:
-    times = [file.created, *(file.value(name) or 0.0 for name in _SIGNS_OF_LIFE)]
+    times = [file.created, *(_finite(file, name) or 0.0 for name in _SIGNS_OF_LIFE)]
     with contextlib.suppress(OSError):
         times.append(file.path.stat().st_mtime)
     return max(times)

@@ -6,11 +6,16 @@ from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from trainvitals_exporter.messages import printable
+
 _MAX_BYTES: Final = 1 << 20  # configuration is short; a larger file is another file, given by mistake
 
 
 class Unusable(ValueError):
-    """What an operator wrote cannot be used. The message is for people, and says where and why."""
+    """What an operator wrote cannot be used. The message is for people, one line, and says where and why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -22,15 +27,47 @@ def read_mapping(path: Path) -> dict[str, Any]:
     import yaml  # not at the top: most exporters run without a file, and this costs memory
 
     class StrictLoader(yaml.SafeLoader):
-        """The safe loader, without its habit of letting the last of several equal keys win."""
+        """The safe loader, without its habit of letting the last of several equal keys win, and without aliases of
+        lists and mappings, of which a few lines can make more than a machine's memory holds.
+        """
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            """Refuse such an alias."""
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs' gap
+            node = super().compose_node(parent, index)
+            if isinstance(event, yaml.AliasEvent) and not isinstance(node, yaml.ScalarNode):
+                problem = "an alias may only stand for a text or a number"
+                mark: Any = event.start_mark
+                raise yaml.constructor.ConstructorError(None, None, problem, mark)
+            return node
+
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            """Make Python's objections, such as those against a date in February, those of YAML."""
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
+                what = node.tag.rpartition(":")[2]
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"this is no valid {what}", node.start_mark
+                ) from None
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
             """Refuse a key that is there twice."""
-            names = [key.value for key, _ in node.value]
-            twice = next((str(name) for name in names if names.count(name) > 1), None)
-            if twice is not None:
-                raise yaml.constructor.ConstructorError(None, None, f"{twice} is there twice", node.start_mark)
+            names: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in names:
+                        raise yaml.constructor.ConstructorError(
+                            None, None, f"{key.value} is there twice", node.start_mark
+                        )
+                    names.add(key.value)
             return super().construct_mapping(node, deep)
+
+        def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+            """Refuse half a character, which an escape can make and nothing can encode."""
+            text = super().construct_scalar(node)
+            str(text).encode()  # its error is made one of YAML in construct_object
+            return text
 
     try:
         with path.open("rb") as file:
@@ -54,7 +91,8 @@ def _one_line(error: Exception) -> str:
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if problem and mark:
         return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
-    return f"{problem or type(error).__name__}"
+    reason = getattr(error, "reason", None)  # of bytes that are no text
+    return f"{problem or reason or type(error).__name__}"
 
 
 def check_keys(section: Mapping[str, Any], known: Iterable[str], where: str = "") -> None:

@@ -58,6 +58,7 @@ SUFFIX: Final = ".vitals"
 CAPACITY: Final = 128 * 1024  # over a thousand series
 _MAX_SIZE: Final = 4 * CAPACITY
 _MAX_LABEL_LENGTH: Final = 512
+_REMEMBERED_KEY_LENGTH: Final = 512  # bytes; far longer than most, and short enough for thousands of them
 _OPEN_FLAGS: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _HEADER: Final = struct.Struct("=8sIIii40x")
 _ENTRY: Final = struct.Struct("=I4x")
@@ -318,7 +319,7 @@ def read(path: Path, owner: int, earlier: RunFile | None = None) -> RunFile:
         if status.st_uid != owner:
             raise InvalidRunFile("foreign_owner", f"{path} belongs to user {status.st_uid}, its folder to {owner}")
         if status.st_size > _MAX_SIZE:
-            raise InvalidRunFile("too_large", f"{path} has {status.st_size} bytes")
+            raise InvalidRunFile("too_large", f"{path} has more than {_MAX_SIZE} bytes")
         data = os.read(fd, _HEADER.size)
         if len(data) == _HEADER.size:
             data += os.read(fd, min(_HEADER.unpack(data)[2], _MAX_SIZE))
@@ -348,14 +349,14 @@ def _lock_holder(fd: int, data: bytes) -> int | None:
 
 def _parse(path: Path, inode: int, data: bytes, holder: int | None, earlier: RunFile | None) -> RunFile:
     if len(data) < _HEADER.size:
-        raise InvalidRunFile("truncated", f"{path} has {len(data)} bytes")
+        raise InvalidRunFile("truncated", f"{path} ends too early")
     magic, version, committed, rank, pid = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise InvalidRunFile("not_a_run_file", str(path))
     if version != VERSION:
         raise InvalidRunFile("unknown_version", f"{path} has version {version}, this reader knows {VERSION}")
     if committed > len(data):
-        raise InvalidRunFile("truncated", f"{path} has {len(data)} of {committed} bytes")
+        raise InvalidRunFile("truncated", f"{path} ends too early")
     values = memoryview(data[: committed - committed % 8]).cast("d")
     if earlier is not None and (earlier.inode, earlier.layout.committed) == (inode, committed):
         return replace(earlier, rank=rank, pid=pid, alive_pid=holder, values=values)  # keys never change
@@ -389,14 +390,18 @@ def _parse_keys(path: Path, data: bytes, committed: int) -> Iterator[tuple[Serie
         if end > committed or length % 8:
             raise InvalidRunFile("malformed", f"{path}: the entry at {offset} does not fit")
         try:
-            yield _parse_key(data[start : end - 8]), (end - 8) // 8
+            parse = _parse_short_key if length <= _REMEMBERED_KEY_LENGTH else _parse_key
+            yield parse(data[start : end - 8]), (end - 8) // 8
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidRunFile("malformed", f"{path}: the entry at {offset} has no readable key") from error
         offset = end
 
 
-@functools.lru_cache(maxsize=8192)  # the ranks of a run have the same keys
 def _parse_key(text: bytes) -> Series:
     labels: dict[str, str]
     name, labels = json.loads(text)
-    return str(name), tuple(sorted((str(k), str(v)[:_MAX_LABEL_LENGTH]) for k, v in labels.items()))
+    # Two labels must not become one later, where what UTF-8 cannot hold is replaced.
+    return _clean(str(name)), tuple(sorted((_clean(str(k)), _clean(str(v))) for k, v in labels.items()))
+
+
+_parse_short_key = functools.lru_cache(maxsize=8192)(_parse_key)  # the ranks of a run have the same keys

@@ -17,7 +17,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from tests.exporter.conftest import StartExporter
 from tests.exporter.exporter_process import DEADLINE, Scrape
 
-COLLECTORS = "cpu, disks, filesystems, memory, nvidia, pressure, processes, runs"
+COLLECTORS = (
+    "cpu, data_mounts, disks, filesystems, memory, network, nvidia, owners, pressure, processes, pss, runs, shm"
+)
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

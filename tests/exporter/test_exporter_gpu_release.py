@@ -134,3 +134,15 @@ def test_release(start_exporter: StartExporter, fake_nvml: Path, tmp_path: Path,
     assert scrape.value(RELEASED) == 0
     assert readings(scrape, "0")
     assert any("released, as asked for" in line for line in machine.exporter.log)
+
+
+def test_signals_that_nobody_obeys(start_exporter: StartExporter) -> None:
+    """They would end a process by default, and an operator's script sends them to every host."""
+    exporter = start_exporter("--collectors", "memory")
+    for _ in range(3):
+        exporter.process.send_signal(signal.SIGUSR1)
+        exporter.process.send_signal(signal.SIGUSR2)
+        assert exporter.scrape().value("trainvitals_host_memory_total_bytes")
+    [said] = wait_until(lambda: [line for line in exporter.log if "SIGUSR" in line], "the log says so")
+    assert "changes nothing: it is for the collector nvidia, which is switched off" in said
+    assert exporter.stop() == 0

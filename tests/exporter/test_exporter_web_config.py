@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import socket
 import ssl
 import subprocess
@@ -179,6 +178,38 @@ BAD: list[tuple[object, str]] = [
     ({"rate_limit": {"interval": "1s", "burst": 1.5}}, "rate_limit.burst: expected a whole number from 1"),
     ({"rate_limit": {"interval": 1, "burst": 1}}, "rate_limit.interval: '1' is not a duration, such as 500ms or 1s"),
     ({"rate_limit": {"interval": "-1s", "burst": 1}}, "rate_limit.interval: '-1s' is not a duration"),
+    ({"rate_limit": {"interval": ["1s"], "burst": 1}}, "rate_limit.interval: 'list' is not a duration"),
+    ({"rate_limit": {"interval": "9" * 400 + "h", "burst": 1}}, "rate_limit.interval: more than a day"),
+    ({"rate_limit": {"interval": "1s", "burst": 10**400}}, "rate_limit.burst: expected a whole number from 1"),
+    (
+        {"basic_auth_users": {"alice": HASH.replace("$05$", "$17$")}},
+        "the bcrypt cost of alice is above 16: slower than",
+    ),
+    ({"tls_server_config": {"cert": ["x"], "key": "y"}}, "tls_server_config.cert: expected text"),
+    ({"tls_server_config": {"cert": 1, "key": "y"}}, "tls_server_config.cert: expected text"),
+    ("\trate_limit: {}", "is not YAML that can be used: found character '\\t' that cannot start any token in line 1"),
+    (
+        "rate_limit:\n\tburst: 1",
+        "is not YAML that can be used: found character '\\t' that cannot start any token in line 2",
+    ),
+    ("a: 2024-02-30", "is not YAML that can be used: this is no valid timestamp in line 1, column 4"),
+    ("a: !!int word", "this is no valid int in line 1, column 4"),
+    ("a: !!int ''", "this is no valid int in line 1, column 4"),
+    ("a: !!bool maybe", "this is no valid bool in line 1, column 4"),
+    ("a: !!timestamp soon", "this is no valid timestamp in line 1, column 4"),
+    ("a: " + "9" * 5000, "this is no valid int in line 1, column 4"),
+    ('basic_auth_users: {"\\ud800": x}', "this is no valid str in line 1, column 20"),
+    ("? [a]\n: b", "is not YAML that can be used: found unhashable key in line 1"),
+    ("a: *b", "is not YAML that can be used: found undefined alias 'b' in line 1"),
+    ("a: &a [*a]", "an alias may only stand for a text or a number in line 1, column 8"),
+    ("a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]", "an alias may only stand for a text or a number in line 2, column 8"),
+    ("a: &a {b: c}\nd: {<<: *a}", "an alias may only stand for a text or a number in line 2, column 9"),
+    ("--- {}\n--- {}", "is not YAML that can be used: but found another document in line 2"),
+    ("%YAML 9.9\n--- {}", "is not YAML that can be used: found incompatible YAML document"),
+    ("rate_limit: {} }", "is not YAML that can be used: expected <block end>, but found '}' in line 1"),
+    ("[" * 5000, "is not YAML that can be used: RecursionError"),
+    ("a: " + "x" * (1 << 20), "is larger than a configuration can be"),
+    ("".join(f"k{number}: 1\n" for number in range(20_000)), "unknown key k0; there are: "),
 ]
 
 
@@ -217,6 +248,23 @@ def test_a_bad_file_is_a_usage_error(certificates: Certificates) -> None:
         assert "Traceback" not in result.stderr
 
 
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    """A folder, bytes of no encoding, and a device that never ends."""
+    path = tmp_path / "web.yml"
+    path.write_bytes(b"rate_limit: \xff\xfe\n")
+    for given_path, said in (
+        (path, "is not YAML that can be used: invalid start byte"),
+        (tmp_path, "cannot be read: Is a directory"),
+        (Path("/dev/zero"), "is larger than a configuration can be"),
+        (tmp_path / "a" / "b", "cannot be read: No such file"),
+        (path / "b", "cannot be read: Not a directory"),
+    ):
+        with pytest.raises(Unusable) as caught:
+            WebConfig.load(given_path)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 texts = st.sampled_from(["", "server.crt", "server.key", "ca.crt", "RequireAndVerifyClientCert", "TLS12", "1s", HASH])
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.text(max_size=8)
 values = st.recursive(
@@ -230,18 +278,77 @@ sections = st.sampled_from(["tls_server_config", "http_server_config", "basic_au
 files = st.dictionaries(sections, st.dictionaries(keys, values) | values)
 
 
-def test_any_file_is_taken_or_refused(certificates: Certificates) -> None:
-    @settings(max_examples=300, deadline=None)
-    @given(content=files | values | st.text())
-    def taken_or_refused(content: object) -> None:
-        try:
-            path = write(certificates.folder, content if isinstance(content, str) else yaml.safe_dump(content))
-        except UnicodeEncodeError:
-            return
-        with contextlib.suppress(Unusable):
-            WebConfig.load(path)
+def taken_or_refused(path: Path) -> None:
+    """Refused in one line that names the file."""
+    try:
+        WebConfig.load(path)
+    except Unusable as error:
+        refused = str(error)
+    else:
+        return
+    assert refused.startswith(str(path))
+    assert len(refused.splitlines()) == 1, refused
 
-    taken_or_refused()
+
+def test_any_file_is_taken_or_refused(certificates: Certificates) -> None:
+    @settings(max_examples=200, deadline=None, derandomize=True)
+    @given(content=files | values)
+    def try_content(content: object) -> None:
+        taken_or_refused(write(certificates.folder, yaml.safe_dump(content)))
+
+    try_content()
+
+
+SCALARS = [
+    "~", "yes", "0", "-1", "1.5", ".inf", ".nan", "0x1F", "0b2", "0o9", "1:30", "190:20:30", "2024-01-01", "2024-13-01",
+    "''", '"\\0"', '"\\ud800"', '"\\U0001f600"', "ünal", "1s", "1h", "9e999h", "server.crt", "server.key", "ca.crt",
+    "TLS12", "TLS13", "RequireAndVerifyClientCert", "VerifyClientCertIfGiven", "CurveP256", HASH, "!!binary '=='",
+    "!!set {a}", "!!omap [a]", "!!pairs [a: b]", "!!float x", "!!str 1", "!!null x", "!!timestamp x", "!x y",
+    "!!python/name:os.system", "=", "<<", "&a x", "*a", "&a [x]", "[*a, *a]", "{<<: *a}", "|\n  text\n", ">-\n  text\n",
+    "[", "]", "{", "}", "@", "`", "%", "\t",
+]  # fmt: skip
+SECTIONS = ["tls_server_config", "http_server_config", "basic_auth_users", "rate_limit", "headers", "<<", "?", "- "]
+KEYS = [
+    "cert_file", "key_file", "client_ca_file", "client_auth_type", "client_allowed_sans", "min_version", "max_version",
+    "cert", "key", "client_ca", "cipher_suites", "curve_preferences", "prefer_server_cipher_suites", "http2", "headers",
+    "interval", "burst", "alice", "<<", "? x", "- x", "a", "*a", "&a k",
+]  # fmt: skip
+nested = st.recursive(
+    st.sampled_from(SCALARS), lambda inner: st.lists(inner, max_size=4).map(lambda i: f"[{', '.join(i)}]"), max_leaves=4
+)
+pairs = st.tuples(st.sampled_from(KEYS), nested).map(lambda pair: f"  {pair[0]}: {pair[1]}\n")
+blocks = st.tuples(st.sampled_from(SECTIONS), st.lists(pairs, max_size=4)).map(lambda b: f"{b[0]}:\n{''.join(b[1])}")
+documents = st.one_of(
+    st.lists(blocks, max_size=3).map("".join).map(str.encode),
+    st.lists(st.sampled_from(SCALARS + KEYS + [": ", "\n", "\n  ", ", ", "---", "..."]), max_size=12)
+    .map("".join)
+    .map(str.encode),
+    st.binary(max_size=60),
+)
+
+
+def test_any_text_is_taken_or_refused(certificates: Certificates) -> None:
+    @settings(max_examples=600, deadline=None, derandomize=True)
+    @given(documents)
+    def try_document(document: bytes) -> None:
+        path = certificates.folder / "web.yml"
+        path.write_bytes(document)
+        taken_or_refused(path)
+
+    try_document()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_any_text_for_longer(certificates: Certificates) -> None:
+    @settings(max_examples=10_000, deadline=None)
+    @given(documents)
+    def try_document(document: bytes) -> None:
+        path = certificates.folder / "web.yml"
+        path.write_bytes(document)
+        taken_or_refused(path)
+
+    try_document()
 
 
 def test_rate_limits_and_blank_values(tmp_path: Path) -> None:
@@ -507,6 +614,30 @@ def test_reloading_users(start_exporter: StartExporter, tmp_path: Path) -> None:
     assert (exporter.get(Authorization=bob)[0], exporter.get(Authorization=alice)[0]) == (401, 200)
     assert (count("success", alice), count("failure", alice)) == (2, 4)
     wait_until(lambda: logged(exporter, "was read again", 2), "the log says so")
+
+
+def test_no_text_ever_ends_what_counted_before(start_exporter: StartExporter, tmp_path: Path) -> None:
+    """Every kind of bad file, one after the other, under a running exporter."""
+    web = write(tmp_path, users(alice=HASH))
+    exporter = start_exporter("--collectors", "memory", "--web-config", str(web))
+    alice = basic("alice", "secret")
+    # Those that name their files are those of other tests.
+    bad = [content for content, _ in BAD if isinstance(content, str) or "tls_server_config" not in str(content)]
+    for content in bad:
+        write(tmp_path, content)
+        assert (exporter.get(Authorization=alice)[0], exporter.get()[0]) == (200, 401)
+    failures = float(
+        next(
+            line.rpartition(" ")[2]
+            for line in exporter.get(Authorization=alice)[2].decode().splitlines()
+            if line.startswith(f'{RELOADS}{{result="failure"}}')
+        )
+    )
+    assert failures > len(bad) / 2  # two files may be bad for the same reason
+    wait_until(partial(logged, exporter, "still counts", int(failures)), "the log says so")
+    assert len(exporter.log) == failures + 1
+    write(tmp_path, users(bob=HASH))
+    assert (exporter.get(Authorization=alice)[0], exporter.get(Authorization=basic("bob", "secret"))[0]) == (401, 200)
 
 
 def logged(exporter: ExporterProcess, text: str, count: int = 0) -> list[str]:

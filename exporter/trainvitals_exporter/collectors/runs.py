@@ -91,7 +91,8 @@ def _add_rank(out: Families, file: RunFile, plan: _Plan, run: str, rank: str) ->
     )
     for name, buckets, total in plan.histograms:
         counts = {bound: values[slot] for bound, slot in buckets.items() if 0 <= values[slot] < math.inf}
-        out.add_histogram(name, counts, values[total], run, rank)
+        if 0 <= values[total] < math.inf:
+            out.add_histogram(name, counts, values[total], run, rank)
 
 
 def _plan(layout: Layout, run: str, rank: str) -> _Plan:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Final
 
 _HASH: Final = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
-_MAX_COST: Final = 31
+_POSSIBLE_COSTS: Final = range(4, 32)
+MAX_COST: Final = 16  # some seconds a password; each step doubles that
 _PASSWORD_BYTES: Final = 72  # bcrypt reads no more
 # Hashing is slow on purpose, and done one at a time. Who guesses passwords fills this queue, and not every thread.
 _MAX_WAITING: Final = 4
@@ -43,7 +44,12 @@ class BasicAuth:
     @staticmethod
     def is_hash(text: str) -> bool:
         """Whether the text is a bcrypt hash."""
-        return _HASH.fullmatch(text) is not None and 4 <= _cost(text) <= _MAX_COST
+        return _HASH.fullmatch(text) is not None and _cost(text) in _POSSIBLE_COSTS
+
+    @staticmethod
+    def is_quick(hashed: str) -> bool:
+        """Whether a password can be checked in the time that a scrape may take."""
+        return _cost(hashed) <= MAX_COST
 
     def allows(self, authorization: str) -> bool:
         """Whether a request with this Authorization header may pass. Raises Busy."""

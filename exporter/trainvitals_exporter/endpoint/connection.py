@@ -104,16 +104,23 @@ class _Requests(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.BAD_REQUEST)
             return False
         tokens = {token.strip().lower() for token in self.headers.get("Connection", "").split(",")}
-        self._unread = "Transfer-Encoding" in self.headers or self.headers.get("Content-Length", "0").strip() != "0"
+        lengths = self.headers.get_all("Content-Length", [])
+        self._unread = "Transfer-Encoding" in self.headers or any(length.strip() != "0" for length in lengths)
         self.close_connection = self.close_connection or self._unread or "close" in tokens
         return True
 
     def _is_malformed(self) -> bool:
-        """Whether the head, which the standard library has understood, should not have been."""
+        """Whether the head, which the standard library has understood, should not have been.
+
+        It takes a bare CR for the end of a line, and so one before a line's end for the end of the head: what a proxy
+        takes for the rest of the head, such as the length of a body, is a payload then.
+        """
         hosts = self.headers.get_all("Host", [])
         return (
             self.request_version == "HTTP/0.9"
             or bool(self.headers.defects)
+            or bool(self.headers.get_payload())
+            or any("\r" in value or "\n" in value for value in self.headers.values())  # HTTP has no long lines any more
             or len(hosts) > 1
             or (not hosts and self.request_version != "HTTP/1.0")
         )

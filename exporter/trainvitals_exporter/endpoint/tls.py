@@ -68,7 +68,7 @@ def create(section: Mapping[str, Any], folder: Path) -> Tls:
     """TLS from the section; paths are relative to `folder`. Raises Unusable."""
     yaml_files.check_keys(section, _KEYS, "tls_server_config.")
     for name in ("cert", "key", "client_ca"):
-        if section.get(name) and section.get(f"{name}_file"):
+        if _text(section, name) and _text(section, f"{name}_file"):
             raise Unusable(f"tls_server_config: give {name} or {name}_file, not both")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.options |= ssl.OP_NO_RENEGOTIATION  # it costs the server more than the client

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from trainvitals_exporter import yaml_files
 from trainvitals_exporter.endpoint import tls
-from trainvitals_exporter.endpoint.authentication import BasicAuth
+from trainvitals_exporter.endpoint.authentication import MAX_COST, BasicAuth
 from trainvitals_exporter.endpoint.rate_limit import RateLimit
 from trainvitals_exporter.yaml_files import Unusable
 
@@ -31,6 +31,8 @@ _HEADERS: Final[dict[str, tuple[str, ...]]] = {
     "X-Frame-Options": ("deny", "sameorigin"),
     "X-XSS-Protection": (),
 }
+_MAX_INTERVAL: Final = 86400.0  # seconds
+_MAX_BURST: Final = 1 << 30
 _RETRY_SECONDS: Final = 5.0
 _SECTIONS: Final = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -160,6 +162,10 @@ def _users(section: dict[str, Any]) -> dict[str, str]:
             raise Unusable(f"basic_auth_users: {name!r} cannot be a user's name: it is empty or holds a colon")
         if not isinstance(hashed, str) or not BasicAuth.is_hash(hashed):
             raise Unusable(f"basic_auth_users: the password of {name} is no bcrypt hash; `htpasswd -nB` makes one")
+        if not BasicAuth.is_quick(hashed):
+            raise Unusable(
+                f"basic_auth_users: the bcrypt cost of {name} is above {MAX_COST}: slower than a scrape may be"
+            )
     return section
 
 
@@ -185,17 +191,20 @@ def _rate_limit(section: dict[str, Any]) -> RateLimit | None:
     interval, burst = _duration(section.get("interval", 0)), section.get("burst", 0)
     if interval == 0:
         return None
-    if isinstance(burst, bool) or not isinstance(burst, int) or burst < 1:
+    if isinstance(burst, bool) or not isinstance(burst, int) or not 1 <= burst <= _MAX_BURST:
         raise Unusable("rate_limit.burst: expected a whole number from 1; with less, nobody would be served")
     return RateLimit(interval, burst)
 
 
 def _duration(value: object) -> float:
     """Seconds of a duration as Go spells it, such as 1m30s; 0 needs no unit. Raises Unusable."""
-    text = str(value).strip()
+    text = str(value).strip() if isinstance(value, str | int | float) else type(value).__name__
     if text == "0":
         return 0.0
     parts = _DURATION_PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise Unusable(f"rate_limit.interval: {text!r} is not a duration, such as 500ms or 1s")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds > _MAX_INTERVAL:
+        raise Unusable("rate_limit.interval: more than a day is no limit, but a closed door")
+    return seconds
