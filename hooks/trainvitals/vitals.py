@@ -272,9 +272,8 @@ class Vitals:
             self._trained = True
             if self._fetches:
                 self._fetched_for_training(self._writer)
-        if (
-            now >= self._commit_due + _SLOW_SECONDS
-        ):  # else the step that comes next does it, and is then written as well
+        # Before that, the step that comes next does it, and is then written as well.
+        if now >= self._commit_due + _SLOW_SECONDS:
             self._commit(now)
 
     def step_begins(self, now: float) -> None:
