@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import psutil
 from trainvitals.mounts import physical_disks
 
 from trainvitals_exporter.families import Families, Family
 from trainvitals_exporter.runner import NothingToReport
 from trainvitals_exporter.settings import Settings
 
-_SECTOR: Final = 512  # bytes in /proc/diskstats, whatever the disk's own sectors have
 # Optical and floppy drives, and what never has hardware of its own, by names that are quicker to see than /sys.
 _NO_DISK: Final = re.compile(r"(sr|fd|loop|ram|zram|dm-|md|nbd)\d+")
 _NVME_PATH: Final = re.compile(r"^nvme(\d+)c\d+n(\d+)$")
@@ -38,14 +38,13 @@ class Disks:
     name = "disks"
     interval = 5.0
 
-    def __init__(self, procfs: Path, sysfs: Path) -> None:
-        self._procfs = procfs
+    def __init__(self, sysfs: Path) -> None:
         self._blocks = sysfs / "block"
 
     def collect(self) -> Iterable[Family]:
         """Read the kernel's disk counters."""
         out = Families()
-        counters = _of_heads(_read((self._procfs / "diskstats").read_text()))
+        counters = _of_heads(_read())
         disks = [name for name in sorted(counters) if self._is_physical(name)]
         if not disks:
             raise NothingToReport("no physical disk can be seen")
@@ -77,17 +76,13 @@ class Disks:
 
 def create(settings: Settings) -> Disks:
     """The collector."""
-    return Disks(settings.procfs, settings.sysfs)
+    return Disks(settings.sysfs)
 
 
-def _read(diskstats: str) -> dict[str, _Counters]:
-    """https://docs.kernel.org/admin-guide/iostats.html"""
-    counters = {}
-    for line in diskstats.splitlines():
-        _, _, name, *fields = line.split()
-        if len(fields) >= 11:  # partitions had four before Linux 2.6.25
-            counters[name] = _Counters(int(fields[2]) * _SECTOR, int(fields[6]) * _SECTOR, int(fields[9]) / 1000)
-    return counters
+def _read() -> dict[str, _Counters]:
+    # Prometheus takes care of counters that begin again.
+    found = psutil.disk_io_counters(perdisk=True, nowrap=False)
+    return {name: _Counters(io.read_bytes, io.write_bytes, io.busy_time / 1000) for name, io in found.items()}
 
 
 def _of_heads(counters: Mapping[str, _Counters]) -> dict[str, _Counters]:
