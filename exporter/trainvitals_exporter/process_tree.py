@@ -31,6 +31,7 @@ _WORKER_NAME: Final = "pt_data_worker"
 _PARENTS_KEPT_SECONDS: Final = 60.0
 
 Identity = tuple[int, int]
+Group = tuple[str, str]  # rank ("" for what belongs to no rank) and role
 Arguments = tuple[bytes, ...]
 
 
@@ -57,6 +58,11 @@ class Process:
     def identity(self) -> Identity:
         """What no other process has."""
         return self.pid, self.started
+
+    @property
+    def group(self) -> Group:
+        """What it is counted with."""
+        return self.rank, self.role
 
 
 @dataclass(frozen=True)

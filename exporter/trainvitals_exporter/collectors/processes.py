@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from trainvitals_exporter.families import Families, Family
-from trainvitals_exporter.process_tree import STATES, Identity, Process, ProcessTrees, Tree, read_bytes
+from trainvitals_exporter.process_tree import STATES, Group, Identity, Process, ProcessTrees, Tree, read_bytes
 from trainvitals_exporter.settings import Settings
 
 _IO_FIELDS: Final = {
     b"read_bytes": "trainvitals_process_read_bytes_total",
     b"write_bytes": "trainvitals_process_written_bytes_total",
 }
-
-_Group = tuple[str, str]  # rank ("" for what belongs to no rank) and role
 
 
 class Processes:
@@ -46,9 +44,9 @@ class Processes:
     def _add(self, out: Families, name: str, tree: Tree) -> None:
         counters = self._counters[tree.run.run_id]
         cpu = counters.cpu.update({process: process.cpu_seconds for process in tree.processes})
-        groups: dict[_Group, list[Process]] = {group: [] for group in cpu}
+        groups: dict[Group, list[Process]] = {group: [] for group in cpu}
         for process in tree.processes:
-            groups[process.rank, process.role].append(process)
+            groups[process.group].append(process)
         for group, processes in groups.items():
             out.add("trainvitals_process_cpu_seconds_total", cpu[group], name, *group)
             out.add("trainvitals_process_resident_bytes", sum(p.resident for p in processes), name, *group)
@@ -61,7 +59,7 @@ class Processes:
 
     def _add_io(self, out: Families, name: str, tree: Tree, counters: _Counters) -> None:
         readings = {process: self._files.io(process.pid) for process in tree.processes}
-        refused = {(process.rank, process.role) for process, reading in readings.items() if reading is None}
+        refused = {process.group for process, reading in readings.items() if reading is None}
         for field, counter in counters.io.items():
             values = {process: reading.get(field) for process, reading in readings.items() if reading is not None}
             for group, total in counter.update({p: values.get(p) for p in tree.processes}).items():
@@ -99,10 +97,10 @@ class _GroupCounter:
 
     def __init__(self, *, handed_to_parents: bool = False) -> None:
         self._handed_to_parents = handed_to_parents
-        self._totals: dict[_Group, float] = defaultdict(float)
+        self._totals: dict[Group, float] = defaultdict(float)
         self._last: dict[Identity, tuple[float, int]] = {}
 
-    def update(self, values: Mapping[Process, float | None]) -> Mapping[_Group, float]:
+    def update(self, values: Mapping[Process, float | None]) -> Mapping[Group, float]:
         """Take the values of all processes there are, None where one cannot be read, and return the sums."""
         last, handed = self._last, self._handed_over({process.identity for process in values})
         self._last = {}
@@ -112,7 +110,7 @@ class _GroupCounter:
                 if process.identity in last:
                     self._last[process.identity] = last[process.identity]
                 continue
-            self._totals[process.rank, process.role] += max(value - before - handed[process.pid], 0.0)
+            self._totals[process.group] += max(value - before - handed[process.pid], 0.0)
             self._last[process.identity] = value, process.parent
         return self._totals
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from trainvitals_exporter.families import Families, Family
-from trainvitals_exporter.process_tree import Process, ProcessTrees, Tree, read_bytes
+from trainvitals_exporter.process_tree import Group, Process, ProcessTrees, Tree, read_bytes
 from trainvitals_exporter.runner import NothingToReport
 from trainvitals_exporter.settings import Settings
 
@@ -22,14 +22,12 @@ _SHORTEST_PAUSE: Final = 60.0
 _LONGEST_PAUSE: Final = 900.0
 _MOST_OF_TIME: Final = 0.002
 
-_Group = tuple[str, str]  # rank ("" for what belongs to no rank) and role
-
 
 @dataclass(frozen=True)
 class _Measurement:
     """Bytes by group, and the time (of the monotonic clock) to measure again."""
 
-    sums: dict[_Group, int]
+    sums: dict[Group, int]
     due: float
 
 
@@ -55,7 +53,7 @@ class Pss:
         out = Families()
         for name, tree in trees.items():
             sums = self._measured[tree.run.run_id].sums if tree.run.run_id in self._measured else {}
-            living = {(process.rank, process.role) for process in tree.processes}
+            living = {process.group for process in tree.processes}
             for group in sums.keys() & living:
                 out.add("trainvitals_process_proportional_bytes", sums[group], name, *group)
         if self._refused and not list(out):
@@ -69,10 +67,10 @@ class Pss:
     def _measure(self, tree: Tree, runs: int) -> None:
         """Measure all processes of a run; a group with one that cannot be read is left out."""
         start = time.thread_time()
-        sums: dict[_Group, int] = {}
+        sums: dict[Group, int] = {}
         refused = set()
         for process in tree.processes:
-            group = process.rank, process.role
+            group = process.group
             try:
                 sums[group] = sums.get(group, 0) + self._proportional(process)
             except PermissionError:
