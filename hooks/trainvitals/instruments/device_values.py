@@ -145,10 +145,10 @@ class DeviceValues:
 
     def _room(self) -> bool:
         if self._buffer is None:
-            self._context.vitals.on_iteration.append(lambda now, writer: self.drain())
             with torch.inference_mode(mode=False):  # else it could not be written to outside of that mode
                 self._buffer = torch.zeros(_IN_FLIGHT, dtype=torch.float64, device="cpu", pin_memory=True)
                 self._free = list(self._buffer.unbind())
+            self._context.vitals.on_iteration.append(lambda now, writer: self.drain())
         return bool(self._free)
 
     def _leave_out(self, reason: str) -> Reading:
