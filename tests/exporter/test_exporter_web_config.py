@@ -327,28 +327,25 @@ documents = st.one_of(
 )
 
 
-def test_any_text_is_taken_or_refused(certificates: Certificates) -> None:
-    @settings(max_examples=600, deadline=None, derandomize=True)
+def fuzz(folder: Path, how: settings) -> None:
+    @how
     @given(documents)
     def try_document(document: bytes) -> None:
-        path = certificates.folder / "web.yml"
+        path = folder / "web.yml"
         path.write_bytes(document)
         taken_or_refused(path)
 
     try_document()
+
+
+def test_any_text_is_taken_or_refused(certificates: Certificates) -> None:
+    fuzz(certificates.folder, settings(max_examples=600, deadline=None, derandomize=True))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_any_text_for_longer(certificates: Certificates) -> None:
-    @settings(max_examples=10_000, deadline=None)
-    @given(documents)
-    def try_document(document: bytes) -> None:
-        path = certificates.folder / "web.yml"
-        path.write_bytes(document)
-        taken_or_refused(path)
-
-    try_document()
+    fuzz(certificates.folder, settings(max_examples=10_000, deadline=None))
 
 
 def test_rate_limits_and_blank_values(tmp_path: Path) -> None:
