@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ RUNBOOKS = ROOT / "docs" / "runbooks"
 RUNBOOK_URL = "https://github.com/trainvitals/trainvitals/blob/main/docs/runbooks/{}.md"
 HEADINGS = ["## Meaning", "## Impact", "## Diagnosis", "## What to do"]
 # Not ours, but every Prometheus has them.
-BUILT_IN = {"up", "ALERTS"}
+BUILT_IN = {"up", "ALERTS", "ALERTS_FOR_STATE"}
 # node_exporter's, which stand in for those of our host collectors.
 OF_NODE_EXPORTER = {
     "node_cpu_seconds_total",
@@ -32,6 +33,9 @@ OF_NODE_EXPORTER = {
     "node_memory_MemAvailable_bytes",
     "node_memory_MemTotal_bytes",
 }
+
+GRAFANA = "setting:trainvitals_grafana:info"
+SLOWEST_SCRAPE_SECONDS = 15
 
 Rule = dict[str, Any]
 
@@ -51,6 +55,8 @@ def rules() -> list[Rule]:
     return [rule for file in files for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
 
 
+SETTINGS: list[Rule] = yaml.safe_load((PROMETHEUS / "rules" / "settings.yml").read_text())["groups"][0]["rules"]
+DECIDING: list[Rule] = [rule for rule in rules() if rule not in SETTINGS]
 ALERTS: list[Rule] = [rule for rule in rules() if "alert" in rule]
 each_alert = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
 
@@ -110,6 +116,31 @@ def selectors(expression: str) -> Iterator[promql_parser.VectorSelector]:
     yield from found
 
 
+def functions(expression: str) -> set[str]:
+    """The names of the functions that an expression calls."""
+    called = set[str]()
+
+    def visit(node: promql_parser.Expr) -> bool:
+        if isinstance(node, promql_parser.Call):
+            called.add(node.func.name)
+        return True
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return called
+
+
+def seconds(duration: str) -> int:
+    """A duration such as 1h30m."""
+    return sum(
+        int(n) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit] for n, unit in re.findall(r"(\d+)([smhd])", duration)
+    )
+
+
+def has_label(alert: Rule, label: str) -> bool:
+    """Whether the text of an alert uses a label."""
+    return f"$labels.{label}" in alert["annotations"]["description"]
+
+
 def labels_of(metric: str) -> set[str] | None:
     """The labels of a metric of the catalogue; None for what is not in it."""
     for name, extra in ((metric, set[str]()), (metric.removesuffix("_bucket"), {"le"})):
@@ -149,18 +180,83 @@ def test_recorded_names_say_level_metric_operation(rule: Rule) -> None:
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert") or rule["record"]))
 def test_joins_between_different_metrics_say_on_what(rule: Rule) -> None:
-    """Without on(), a label that one side gains later silently empties the result."""
+    """Without on(), a label that one side gains later silently empties the result. Thresholds are scalars."""
+    thresholds = {setting["record"] for setting in SETTINGS}
 
     def visit(node: promql_parser.Expr) -> bool:
         if isinstance(node, promql_parser.BinaryExpr):
-            left = {selector.name for selector in selectors(node.lhs.prettify())}
-            right = {selector.name for selector in selectors(node.rhs.prettify())}
+            left = {selector.name for selector in selectors(node.lhs.prettify())} - thresholds
+            right = {selector.name for selector in selectors(node.rhs.prettify())} - thresholds
             if left and right and left.isdisjoint(right) and str(node.op) != "or":  # an `or` joins nothing
                 explicit = node.modifier is not None and node.modifier.matching is not None
                 assert explicit, f"no on() in {node.prettify()}"
         return True
 
     promql_parser.walk(promql_parser.parse(rule["expr"]), visit)
+
+
+def literals(expression: str) -> Counter[float]:
+    """The numbers in an expression, other than those that say which quantile is meant."""
+    numbers: Counter[float] = Counter()
+    quantiles: Counter[float] = Counter()
+
+    def visit(node: promql_parser.Expr) -> bool:
+        if isinstance(node, promql_parser.NumberLiteral):
+            numbers[node.val] += 1
+        elif isinstance(node, promql_parser.Call) and "quantile" in node.func.name:
+            quantiles[node.args[0].val] += 1
+        elif isinstance(node, promql_parser.AggregateExpr) and isinstance(node.param, promql_parser.NumberLiteral):
+            quantiles[node.param.val] += 1
+        return True
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return numbers - quantiles
+
+
+@pytest.mark.parametrize("rule", DECIDING, ids=lambda rule: str(rule.get("alert") or rule["record"]))
+def test_numbers_to_go_by_stand_in_the_settings(rule: Rule) -> None:
+    """0, 1 and 2 are arithmetic; any other number is a threshold or belongs to a window."""
+    assert set(literals(rule["expr"])) <= {0, 1, 2}
+    assert rule["expr"].count("threshold:") == rule["expr"].count("scalar(threshold:"), "a threshold has no labels to join"
+
+
+def test_settings_are_numbers_that_rules_use() -> None:
+    used = {selector.name for rule in DECIDING for selector in selectors(rule["expr"])}
+    names = [rule["record"] for rule in SETTINGS]
+    assert len(names) == len(set(names))
+    for rule in SETTINGS:
+        if rule["record"] == GRAFANA:
+            assert rule["labels"]["url"].startswith("http")
+            continue
+        assert re.fullmatch(
+            r"threshold:trainvitals_[a-z0-9_]+:(ratio|seconds|bytes|steps|iterations|nats|count|celsius)",
+            rule["record"],
+        )
+        assert re.fullmatch(r"vector\(-?[0-9.]+(e-?[0-9]+)?\)", rule["expr"])
+        assert rule["record"] in used, f"nothing goes by {rule['record']}"
+
+
+@each_alert
+def test_alerts_outlast_a_missed_scrape(alert: Rule) -> None:
+    """At the slowest scrape interval that the rules allow."""
+    for key in ("for", "keep_firing_for"):
+        assert key not in alert or seconds(alert[key]) >= 2 * SLOWEST_SCRAPE_SECONDS
+    for window in re.findall(r"\[(\w+)(?::\w+)?\]", alert["expr"]):
+        assert seconds(window) >= 2 * SLOWEST_SCRAPE_SECONDS
+    assert not {"absent", "absent_over_time"} & functions(alert["expr"]) or "for" in alert
+
+
+@pytest.mark.parametrize("rule", DECIDING, ids=lambda rule: str(rule.get("alert") or rule["record"]))
+def test_rules_use_what_every_prometheus_knows(rule: Rule) -> None:
+    """From 2.42 on, 3.x included, without feature flags; topk flaps."""
+    assert not functions(rule["expr"]) & {
+        "holt_winters",
+        "double_exponential_smoothing",
+        "mad_over_time",
+        "info",
+        "sort_by_label",
+    }
+    assert not re.search(r"\b(topk|bottomk|limitk|limit_ratio)\b", rule["expr"])
 
 
 @each_alert
@@ -177,9 +273,23 @@ def test_alerts_say_what_they_have_to(alert: Rule) -> None:
     name, annotations = alert["alert"], alert["annotations"]
     assert re.fullmatch(r"(Training|Trainvitals)[A-Z]\w+|Watchdog", name)
     assert alert["labels"]["severity"] in {"critical", "warning", "info", "none"}
-    assert set(annotations) == {"summary", "description", "runbook_url"}
+    assert set(annotations) == {"summary", "description", "runbook_url", "dashboard_url"}
     assert "{{" not in annotations["summary"], "a summary holds no values: it names the trouble"
     assert annotations["runbook_url"] == RUNBOOK_URL.format(name)
+    assert len(str(annotations["description"])) > 80, "a description says with numbers what is wrong and what to do"
+
+
+@each_alert
+def test_alerts_link_to_the_dashboard_of_their_run_and_time(alert: Rule) -> None:
+    name, link = alert["alert"], alert["annotations"]["dashboard_url"]
+    assert link.startswith(
+        '{{ with query "setting:trainvitals_grafana:info" }}{{ (first .).Labels.url }}{{ end }}/d/trainvitals-'
+    )
+    if name != "Watchdog":
+        assert "&var-instance={{ urlquery $labels.instance }}" in link or not has_label(alert, "instance")
+        assert "&from=" in link
+        assert "&to=now" in link
+    assert ("&var-run={{ urlquery $labels.run }}" in link) == ("$labels.run" in alert["annotations"]["description"])
 
 
 @each_alert
@@ -193,6 +303,8 @@ def test_alerts_have_a_runbook(alert: Rule) -> None:
     lines = page.splitlines()
     assert lines[0] == f"# {alert['alert']}"
     assert [line for line in lines if line.startswith("## ")] == HEADINGS
+    settings = set(re.findall(r"`(threshold:trainvitals_\w+:\w+)`", page))
+    assert settings <= {rule["record"] for rule in SETTINGS}, "the page names thresholds that there are not"
     queries = re.findall(r"```promql\n(.*?)```", page, flags=re.DOTALL)
     assert queries, "the diagnosis has no query"
     for query in queries:
