@@ -1,0 +1,96 @@
+"""``make faultbench``: plays faults and healthy runs to the whole stack, and tells what it said of them.
+
+Exits with 1 when a fault was missed or misnamed, or a healthy run raised an alert above info.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from benchmarks.faultbench import judgement, scenarios
+from benchmarks.faultbench.judgement import Totals, Verdict
+from benchmarks.faultbench.play import Ward, work_folder
+from benchmarks.faultbench.scenarios import Scenario
+from examples.demo.programs import DemoError
+
+RESULTS: Final = Path(__file__).with_name("RESULTS.md")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", action="append", metavar="REGEX", help="scenarios whose names match; may be repeated")
+    parser.add_argument("--list", action="store_true", help="name the scenarios and what they expect")
+    parser.add_argument("--factor", type=float, help="play at this compression instead of each scenario's own")
+    parser.add_argument("--jobs", type=int, default=8, help="small runs at once (default 8, for two cores)")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep logs and data there")
+    options = parser.parse_args()
+    chosen = [each for each in scenarios.ALL if _wanted(each, options.only)]
+    if options.factor:
+        chosen = [replace(each, factor=options.factor) for each in chosen if each.factor != 1]
+    if options.list:
+        for each in chosen:
+            print(f"{each.name:34} {each.expect or 'nothing':36} x{each.factor:g}")
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        verdicts = _play(chosen, options.jobs, options.work)
+    except DemoError as error:
+        print(f"faultbench: {error}", file=sys.stderr)
+        return 1
+    text = "\n".join([*judgement.table(verdicts), "", *Totals.of(verdicts).lines()])
+    print(f"\n{text}")
+    if options.write:
+        options.write.write_text(_page(text))
+    return 0 if all(verdict.good for verdict in verdicts) else 1
+
+
+def _wanted(scenario: Scenario, patterns: list[str] | None) -> bool:
+    return patterns is None or any(re.search(pattern, scenario.name) for pattern in patterns)
+
+
+def _play(chosen: list[Scenario], jobs: int, keep: Path | None) -> list[Verdict]:
+    """Those of one factor share a stack; those that reach beyond their run have one of their own."""
+    verdicts = []
+    together = sorted((each for each in chosen if not each.alone), key=lambda each: each.factor)
+    wards = [list(group) for _, group in itertools.groupby(together, key=lambda each: each.factor)]
+    wards += [[each] for each in chosen if each.alone]
+    with work_folder(keep) as work:
+        for number, group in enumerate(wards):
+            folder = work / f"stack-{number}"
+            folder.mkdir()
+            # The longest go first, so that they do not run alone in the end.
+            group.sort(key=lambda each: -(each.length if each.healthy else each.onset + each.patience))
+            with Ward(folder, group[0].factor, print) as ward:
+                for note in ward.notes:
+                    print(f"compressed {group[0].factor:g} times: {note}")
+                for verdict in ward.play(group, jobs):
+                    verdicts.append(verdict)
+                    _tell(verdict)
+                for alert in ward.unclaimed():
+                    print(f"besides: {alert.name} {alert.labels}: {alert.descriptions[:1]}")
+    return sorted(verdicts, key=lambda verdict: chosen.index(verdict.scenario))
+
+
+def _tell(verdict: Verdict) -> None:
+    told = "good" if verdict.good else "BAD"
+    when = "" if verdict.seconds is None else f" after {verdict.seconds:.0f} s"
+    fired = f"{verdict.scenario.expect}{when}" if verdict.fired else "nothing"
+    cause = "" if verdict.cause or not verdict.fired else " with another cause"
+    more = f"; wrong: {', '.join(verdict.wrong)}" if verdict.wrong else ""
+    print(f"{told:5}{verdict.scenario.name}: {fired}{cause}{more} {verdict.trouble}", flush=True)
+
+
+def _page(text: str) -> str:
+    return f"# Fault bench\n\nWritten by `make faultbench`; times are of real scale.\n\n{text}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
