@@ -32,7 +32,10 @@ def test_durations_are_read_and_written() -> None:
         ("time() - a > bool 600 and b > 600", "time() - a > bool 60 and b > 600"),
         ("300 < (time() - a)", "30 < (time() - a)"),
         ("predict_linear(a[30m], 4 * 3600) < 0", "predict_linear(a[180000ms], 0.4 * 3600) < 0"),
-        ("topk(3, a) > 1e3 # not [5m]\nor max_over_time(b[5m:])", "topk(3, a) > 1e3 # not [5m]\nor max_over_time(b[30000ms:])"),
+        (
+            "topk(3, a) > 1e3 # not [5m]\nor max_over_time(b[5m:])",
+            "topk(3, a) > 1e3 # not [5m]\nor max_over_time(b[30000ms:])",
+        ),
     ],
 )
 def test_expressions_are_compressed(written: str, compressed: str) -> None:

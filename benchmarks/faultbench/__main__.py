@@ -39,7 +39,9 @@ def main() -> int:
         for each in chosen:
             print(f"{each.name:34} {each.expect or 'nothing':36} x{each.factor:g}")
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Also where a shell started this in the background, which ignores the first: what is started here inherits that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         verdicts = _play(chosen, options.jobs, options.work)
     except DemoError as error:

@@ -70,7 +70,9 @@ def _shorten_intervals(module: ModuleType, factor: float) -> None:
 
 
 def _shorten_readings(module: ModuleType, factor: float) -> None:
-    _divide(module, "WINDOW_SECONDS", factor / 2)  # else it could hold no sample of the driver, which takes six a second
+    _divide(
+        module, "WINDOW_SECONDS", factor / 2
+    )  # else it could hold no sample of the driver, which takes six a second
     for name in ("GPU_READERS", "MIG_READERS"):
         readers = getattr(module, name)
         setattr(module, name, tuple(reader._replace(seconds=reader.seconds / factor) for reader in readers))

@@ -6,8 +6,8 @@ Times are of real scale; `factor` says how much faster a scenario is played.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 MINUTE: Final = 60.0
 HOUR: Final = 3600.0
@@ -58,30 +58,157 @@ class Scenario:
         return self.expect is None
 
 
-def _cnn(fault: str, expect: str, says: str = "", **more: object) -> Scenario:
-    return Scenario(f"cnn-{fault}", "cnn", fault, expect, says, **more)  # type: ignore[arg-type]
+# A run that stands still does nothing else either.
+STANDS_STILL: Final = {
+    "TrainingDataStarved": "it stands still",
+    "TrainingGpuUnderused": "it stands still",
+    "TrainingSpeedDrop": "it stands still",
+    "TrainingRankStraggling": "it stands still",
+}
+SLOWER: Final = {"TrainingSpeedDrop": "it is slower than it was"}
+LOSS_TOO: Final = {"TrainingLossDiverging": "the loss grows by the same factor", "TrainingLossSpike": "likewise"}
+LEAKS: Final = {
+    f"TrainingCuda{name}": "the same leak, seen by another rule"
+    for name in ("MemoryLeak", "MemoryLeakSlow", "MemoryLeakShortRun", "OutOfMemoryPredicted")
+}
+NO_DATA: Final = {"TrainingDataStarved": "the GPU waits because the data does not come"}
 
 
-AFTER_A_HANG: Final = {}
+def _sick(shape: str, fault: str, expect: str, says: str = "", **more: Any) -> Scenario:
+    return Scenario(f"{shape}-{fault}", shape, fault, expect, says, **more)
+
+
+def _healthy(shape: str, name: str, fault: str = "none", **more: Any) -> Scenario:
+    return Scenario(f"{shape}-healthy-{name}", shape, fault, **more)
+
+
+def _at_once(scenario: Scenario) -> Scenario:
+    """The same in real time: it has to be told within seconds, which compressed time cannot show."""
+    return replace(scenario, name=f"{scenario.name}-real-time", factor=1, onset=20, patience=90, immediate=True)
+
 
 CNN: Final = (
-    Scenario("cnn-healthy-1", "cnn"),
-    Scenario("cnn-healthy-2", "cnn", seed=2, pace=0.05),
-    Scenario("cnn-evaluation", "cnn", "evaluation"),
-    Scenario("cnn-single-spikes", "cnn", "single-spikes"),
-    Scenario("cnn-amp-overflows", "cnn", "amp-overflows"),
-    Scenario("cnn-restarts", "cnn", "restarts"),
-    Scenario("cnn-checkpoints", "cnn", "checkpoints"),
-    Scenario("cnn-ends", "cnn", length=30 * MINUTE, ends=True),
-    _cnn("crash", "TrainingRunFailed", "RuntimeError"),
-    _cnn("killed", "TrainingRunFailed", "SIGKILL"),
-    _cnn("hang", "TrainingStalled"),
-    _cnn("nan", "TrainingNonFinite"),
-    _cnn("explosion", "TrainingGradientExplosion"),
-    _cnn("gradual-explosion", "TrainingGradientExplosion", patience=60 * MINUTE),
-    _cnn("slow-loader", "TrainingDataStarved", "num_workers is 0"),
-    _cnn("kl-negative", "TrainingKlNegative"),
-    _cnn("kl-too-large", "TrainingKlTooLarge", onset=60 * MINUTE),
+    _healthy("cnn", "1"),
+    _healthy("cnn", "2", seed=2, pace=0.05),
+    _healthy("cnn", "3", seed=3, pace=0.2, length=2 * HOUR),
+    _healthy("cnn", "evaluation", "evaluation", seed=4),
+    _healthy("cnn", "single-spikes", "single-spikes", seed=5),
+    _healthy("cnn", "amp-overflows", "amp-overflows", seed=6),
+    _healthy("cnn", "restarts", "restarts", seed=7),
+    _healthy("cnn", "checkpoints", "checkpoints", seed=8),
+    _healthy("cnn", "resumed", "resumed", seed=9),
+    _healthy("cnn", "ends", seed=10, length=30 * MINUTE, ends=True),
+    _sick("cnn", "crash", "TrainingRunFailed", "RuntimeError"),
+    _sick("cnn", "host-out-of-memory", "TrainingRunOutOfMemory", "(?i)memory"),
+    _sick("cnn", "killed", "TrainingRunFailed", "SIGKILL"),
+    _sick("cnn", "vanish", "TrainingRunVanished"),
+    _sick("cnn", "hang", "TrainingStalled", allowed=STANDS_STILL),
+    _sick("cnn", "nan", "TrainingNonFinite"),
+    _sick("cnn", "explosion", "TrainingGradientExplosion", allowed=LOSS_TOO),
+    _sick("cnn", "gradual-explosion", "TrainingGradientExplosion", patience=HOUR, allowed=LOSS_TOO),
+    _sick("cnn", "vanishing", "TrainingGradientVanishing"),
+    _sick("cnn", "loss-spikes", "TrainingLossSpike"),
+    _sick("cnn", "diverging", "TrainingLossDiverging", onset=HOUR, patience=2 * HOUR),
+    _sick("cnn", "kl-negative", "TrainingKlNegative"),
+    _sick("cnn", "kl-too-large", "TrainingKlTooLarge", onset=HOUR),
+    _sick("cnn", "amp-collapse", "TrainingAmpScaleCollapsed", allowed={"TrainingAmpStepsSkipped": "all are skipped"}),
+    _sick("cnn", "amp-skips", "TrainingAmpStepsSkipped", allowed={"TrainingAmpScaleCollapsed": "each skip halves it"}),
+    _sick("cnn", "slow-loader", "TrainingDataStarved", "num_workers is 0", allowed=SLOWER),
+    _sick("cnn", "slow-down", "TrainingSpeedDrop", onset=HOUR, patience=HOUR),
+    _sick("cnn", "checkpoints-too-frequent", "TrainingCheckpointsTooFrequent", patience=HOUR, allowed=SLOWER),
+    _sick("cnn", "checkpoints-slow", "TrainingCheckpointsSlow", patience=2 * HOUR, allowed=SLOWER),
+    _sick("cnn", "checkpoints-none", "TrainingCheckpointsTooRare", patience=4 * HOUR),
+    _sick("cnn", "disk-filling", "TrainingDiskFilling", patience=HOUR, mounts={"checkpoints": 256},
+          allowed={"TrainingDiskFullSoon": "it is, within the hour"}),
+    _sick("cnn", "shm-full", "TrainingShmNearlyFull", mounts={"/dev/shm": 64}),  # noqa: S108
+    _sick("cnn", "open-files", "TrainingOpenFilesNearLimit"),
+    _sick("cnn", "host-leak", "TrainingHostMemoryLeak", onset=10 * MINUTE, patience=2 * HOUR),
+)  # fmt: skip
+
+HUGGING_FACE: Final = (
+    _healthy("hugging_face", "1", weight=2),
+    _healthy("hugging_face", "2", seed=2, weight=2),
+    _sick("hugging_face", "nan", "TrainingNonFinite", weight=2),
+    _sick("hugging_face", "explosion", "TrainingGradientExplosion", weight=2, allowed=LOSS_TOO),
+    _sick("hugging_face", "crash", "TrainingRunFailed", "KeyError", weight=2),
+    _sick("hugging_face", "slow-loader", "TrainingDataStarved", "num_workers is 0", weight=2, allowed=SLOWER),
 )
 
-ALL: Final = CNN
+DDP: Final = (
+    _healthy("ddp", "1", weight=2),
+    _healthy("ddp", "2", seed=2, weight=2, pace=0.15),
+    _sick("ddp", "straggler", "TrainingRankStraggling", "rank 1", weight=2, patience=HOUR, allowed=SLOWER),
+    _sick("ddp", "rank-hang", "TrainingStalled", weight=2, allowed=STANDS_STILL),
+    _sick("ddp", "rank-crash", "TrainingRunFailed", "ValueError", weight=2),
+    _sick("ddp", "find-unused", "TrainingAdviceFindUnusedParameters", weight=2, onset=0, patience=HOUR),
+)
+
+_GPU: Final = (
+    _healthy("gpu", "1"),
+    _healthy("gpu", "2", seed=2, pace=0.05),
+    _healthy("gpu", "evaluation", "evaluation", length=2 * HOUR),
+    _healthy("gpu", "longer-sequences", "longer-sequences", length=2.5 * HOUR),
+    _healthy("gpu", "warm-up", "warm-up"),
+    _healthy("gpu", "epoch-sawtooth", "epoch-sawtooth", length=2 * HOUR),
+    _sick("gpu", "leak", "TrainingCudaMemoryLeak", onset=10 * MINUTE, patience=2 * HOUR, allowed=LEAKS),
+    _sick("gpu", "leak-slow", "TrainingCudaMemoryLeakSlow", onset=0, patience=5 * HOUR, allowed=LEAKS),
+    _sick("gpu", "leak-to-the-end", "TrainingCudaOutOfMemoryPredicted", onset=10 * MINUTE, patience=HOUR, allowed=LEAKS),
+    _sick("gpu", "leak-short-run", "TrainingCudaMemoryLeakShortRun", onset=4 * MINUTE, patience=30 * MINUTE,
+          allowed=LEAKS),
+    _sick("gpu", "fragmentation", "TrainingCudaMemoryFragmented", patience=2 * HOUR),
+    _sick("gpu", "allocation-failed", "TrainingCudaAllocationFailed"),
+    _sick("gpu", "out-of-memory", "TrainingRunOutOfMemory", "(?i)GPU"),
+    _sick("gpu", "underused", "TrainingGpuUnderused"),
+    _sick("gpu", "starved", "TrainingGpuUnderused", "num_workers is 0", allowed={**NO_DATA, **SLOWER}),
+    _sick("gpu", "spinning", "TrainingGpuSpinning", allowed={**STANDS_STILL, "TrainingStalled": "it stands still"}),
+    _sick("gpu", "throttled", "TrainingGpuThrottled"),
+    _sick("gpu", "held-idle", "TrainingGpuHeldIdle", patience=2 * HOUR,
+          allowed={**STANDS_STILL, "TrainingStalled": "it stands still"}),
+    _sick("gpu", "xid", "TrainingGpuXid"),
+    _sick("gpu", "xid-fatal", "TrainingGpuXidFatal"),
+    _sick("gpu", "ecc-errors", "TrainingGpuEccErrors"),
+    _sick("gpu", "rows-remapped", "TrainingGpuRowsRemapped"),
+    _sick("gpu", "memory-tight", "TrainingAdviceAmp", onset=0, patience=HOUR),
+    _sick("gpu", "not-pinned", "TrainingAdvicePinMemory", onset=0, patience=HOUR),
+    _sick("gpu", "small-batch", "TrainingAdviceBatchSize", onset=0, patience=HOUR),
+    _sick("gpu", "lost", "TrainingGpuLost", allowed={**STANDS_STILL, "TrainingStalled": "it stands still"}, alone=True),
+)  # fmt: skip
+# Each has a GPU of its own. GPUs beyond those are used by nobody, and two healthy runs share one.
+GPU: Final = (
+    *(replace(scenario, gpu=place) for place, scenario in enumerate(_GPU)),
+    *(_healthy("gpu", f"shared-{n}", "bystander", seed=n, gpu=len(_GPU)) for n in (1, 2)),
+)
+
+_EXAMPLE: Final = (
+    ("s2", "none", None, "", {}),
+    ("s1", "none", None, "", {}),
+    ("s2", "slow-loader", "TrainingDataStarved", "(?i)cause", SLOWER),
+    ("s2", "single-core", "TrainingDataStarved", "num_workers is 0", SLOWER),
+    ("s2", "nan", "TrainingNonFinite", "", {}),
+    ("s1", "nan", "TrainingNonFinite", "", {}),
+    ("s2", "loss-spike", "TrainingLossSpike", "", {}),
+    ("s2", "crash", "TrainingRunFailed", "exit code|Error|Exception", {}),
+    ("s1", "crash", "TrainingRunFailed", "IndexError", {}),
+    ("s2", "grad-explosion", "TrainingGradientExplosion", "", LOSS_TOO),
+    ("s1", "grad-explosion", "TrainingGradientExplosion", "", LOSS_TOO),
+    ("s2", "vanishing", "TrainingGradientVanishing", "", {}),
+    ("s1", "vanishing", "TrainingGradientVanishing", "", {}),
+    ("s2", "kl-negative", "TrainingKlNegative", "", {}),
+    ("s2", "hang", "TrainingStalled", "", STANDS_STILL),
+    ("s1", "hang", "TrainingStalled", "", STANDS_STILL),
+)
+EXAMPLE: Final = tuple(
+    Scenario(
+        f"example-{stage}-{'healthy' if expect is None else fault}", "example", fault, expect, says, allowed,
+        arguments=("--stage", stage), pace=0.5 if stage == "s2" else 0.3, weight=4 if stage == "s2" else 3,
+    )
+    for stage, fault, expect, says, allowed in _EXAMPLE
+)  # fmt: skip
+
+REAL_TIME: Final = tuple(
+    _at_once(scenario)
+    for scenario in (*CNN, *EXAMPLE)
+    if scenario.name in ("cnn-crash", "cnn-nan", "cnn-explosion", "cnn-killed", "example-s1-crash")
+)
+
+ALL: Final = (*CNN, *HUGGING_FACE, *DDP, *GPU, *EXAMPLE, *REAL_TIME)
