@@ -44,11 +44,11 @@ def test_expressions_are_compressed(written: str, compressed: str) -> None:
 
 def test_queries_of_annotations_are_compressed_and_words_are_not() -> None:
     written = (
-        'In the last 10m {{ with query (printf "sum(rate(a{b=\\"[5m]\\", run=%q}[10m] offset 30m)) > 60" .run) }}'
+        'In 10m {{ with query (printf "(rate(a{b=\\"[5m]\\", run=%q}[10m] offset 30m)) > 60" .run) }}'
         '{{ . | first | value | printf "%.0f [10m]" }}{{ end }} [10m]; {{ query "b[1h]" }}'
     )
     compressed = (
-        'In the last 10m {{ with query (printf "sum(rate(a{b=\\"[5m]\\", run=%q}[60000ms] offset 180000ms)) > 60" .run) }}'
+        'In 10m {{ with query (printf "(rate(a{b=\\"[5m]\\", run=%q}[60000ms] offset 180000ms)) > 60" .run) }}'
         '{{ . | first | value | printf "%.0f [10m]" }}{{ end }} [10m]; {{ query "b[360000ms]" }}'
     )
     assert Compression(10, 0.5).template(written) == compressed

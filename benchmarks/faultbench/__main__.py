@@ -70,7 +70,7 @@ def _play(chosen: list[Scenario], jobs: int, keep: Path | None) -> list[Verdict]
             folder.mkdir()
             # The longest go first, so that they do not run alone in the end.
             group.sort(key=lambda each: -(each.length if each.healthy else each.onset + each.patience))
-            with Ward(folder, group[0].factor, print) as ward:
+            with Ward(folder, group[0].factor) as ward:
                 for note in ward.notes:
                     print(f"compressed {group[0].factor:g} times: {note}")
                 for verdict in ward.play(group, jobs):
@@ -86,8 +86,9 @@ def _tell(verdict: Verdict) -> None:
     when = "" if verdict.seconds is None else f" after {verdict.seconds:.0f} s"
     fired = f"{verdict.scenario.expect}{when}" if verdict.fired else "nothing"
     cause = "" if verdict.cause or not verdict.fired else " with another cause"
+    late = "; told late" if verdict.late else ""
     more = f"; wrong: {', '.join(verdict.wrong)}" if verdict.wrong else ""
-    print(f"{told:5}{verdict.scenario.name}: {fired}{cause}{more} {verdict.trouble}", flush=True)
+    print(f"{told:5}{verdict.scenario.name}: {fired}{cause}{late}{more} {verdict.trouble}", flush=True)
 
 
 def _page(text: str) -> str:

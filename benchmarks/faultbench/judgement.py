@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from benchmarks.faultbench.observations import Alert
 from benchmarks.faultbench.scenarios import HOUR, Scenario
+
+# Two scrape intervals and an evaluation, in seconds.
+AT_ONCE: Final = 15.0
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,15 @@ class Verdict:
     trouble: str = ""
 
     @property
+    def late(self) -> bool:
+        """Whether a fault that has to be notified at once was not."""
+        return self.scenario.immediate and self.fired and (self.notified is None or self.notified > AT_ONCE)
+
+    @property
     def good(self) -> bool:
-        """Nothing missed, nothing misnamed, nothing alleged."""
-        return not self.wrong and not self.trouble and (self.scenario.healthy or (self.fired and self.cause))
+        """Nothing missed, nothing misnamed, nothing alleged, nothing late."""
+        right = self.scenario.healthy or (self.fired and self.cause)
+        return right and not self.wrong and not self.late and not self.trouble
 
 
 def judge(
@@ -103,7 +113,7 @@ def table(verdicts: Sequence[Verdict]) -> list[str]:
             f"| {scenario.name} | {scenario.shape} | {scenario.expect or 'nothing'} "
             f"| {'' if healthy else 'yes' if verdict.fired else '**no**'} "
             f"| {'' if healthy else 'right' if verdict.cause else '**wrong**' if verdict.fired else ''} "
-            f"| {_seconds(verdict.seconds)} | {_seconds(verdict.notified)} "
+            f"| {_seconds(verdict.seconds)} | {_seconds(verdict.notified)}{' **late**' if verdict.late else ''} "
             f"| x{scenario.factor:g}, {verdict.watched / 60:.0f} min "
             f"| {', '.join(verdict.wrong)}{verdict.trouble and f'**{verdict.trouble}**'} |"
         )

@@ -14,6 +14,7 @@ from trainvitals.imports import when_imported
 # Looking through /proc is dear where a dozen runs share two cores.
 _SHORTEST: Final = {"processes": 1.0, "data_mounts": 5.0, "pss": 10.0}
 _SHORTEST_ELSE: Final = 0.25
+_RATE_WINDOW: Final = "_RATE_WINDOW_SECONDS"
 _COLLECTORS: Final = (
     "cpu", "data_mounts", "disks", "filesystems", "memory", "network", "nvidia", "owners", "pressure", "processes",
     "shm",
@@ -55,7 +56,8 @@ def _divide(module: ModuleType, name: str, factor: float) -> None:
 
 
 def _shorten_rate(module: ModuleType, factor: float) -> None:
-    module._RATE_WINDOW_SECONDS = max(1, round(module._RATE_WINDOW_SECONDS / factor))  # one value a second
+    # One value a second, so it has to be a whole number.
+    setattr(module, _RATE_WINDOW, max(1, round(getattr(module, _RATE_WINDOW) / factor)))
 
 
 def _shorten_window(module: ModuleType, factor: float) -> None:

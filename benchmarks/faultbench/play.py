@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,8 +59,8 @@ class Patient:
 class Ward:
     """The stack, and the runs on it. A context manager that ends all of it."""
 
-    def __init__(self, work: Path, factor: float, tell: Callable[[str], None]) -> None:
-        self._work, self._factor, self._tell = work, factor, tell
+    def __init__(self, work: Path, factor: float) -> None:
+        self._work, self._factor = work, factor
         self._patients: list[Patient] = []
         self._cleanup = contextlib.ExitStack()
         self._gpu_lines = ""

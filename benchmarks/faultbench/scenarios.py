@@ -152,7 +152,8 @@ _GPU: Final = (
     _healthy("gpu", "epoch-sawtooth", "epoch-sawtooth", length=2 * HOUR),
     _sick("gpu", "leak", "TrainingCudaMemoryLeak", onset=10 * MINUTE, patience=2 * HOUR, allowed=LEAKS),
     _sick("gpu", "leak-slow", "TrainingCudaMemoryLeakSlow", onset=0, patience=5 * HOUR, allowed=LEAKS),
-    _sick("gpu", "leak-to-the-end", "TrainingCudaOutOfMemoryPredicted", onset=10 * MINUTE, patience=HOUR, allowed=LEAKS),
+    _sick("gpu", "leak-to-the-end", "TrainingCudaOutOfMemoryPredicted", onset=10 * MINUTE, patience=HOUR,
+          allowed=LEAKS),
     _sick("gpu", "leak-short-run", "TrainingCudaMemoryLeakShortRun", onset=4 * MINUTE, patience=30 * MINUTE,
           allowed=LEAKS),
     _sick("gpu", "fragmentation", "TrainingCudaMemoryFragmented", patience=2 * HOUR),
@@ -179,7 +180,7 @@ GPU: Final = (
     *(_healthy("gpu", f"shared-{n}", "bystander", seed=n, gpu=len(_GPU)) for n in (1, 2)),
 )
 
-_EXAMPLE: Final = (
+_EXAMPLE: Final[tuple[tuple[str, str, str | None, str, Allowed], ...]] = (
     ("s2", "none", None, "", {}),
     ("s1", "none", None, "", {}),
     ("s2", "slow-loader", "TrainingDataStarved", "(?i)cause", SLOWER),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -39,8 +40,7 @@ def main() -> None:
     os.environ[PACE] = options.pace
     os.environ[AFTER] = str(int(float(options.onset) / float(options.pace)))
     patch()
-    from voice_clone import train
-
+    train = importlib.import_module("voice_clone.train")
     sys.argv = [
         "train.py", "--stage", options.stage, "--epochs", "100000", "--fault", options.fault, "--seed", options.seed,
         "--fault-after", os.environ[AFTER], "--output", options.output, "--batch-size", "4", "--workers", "1",
@@ -50,10 +50,8 @@ def main() -> None:
 
 
 def patch() -> None:
-    from voice_clone import s1, s2
-
-    slow_down(s1.Trainer)
-    slow_down(s2.Trainer)
+    for stage in ("s1", "s2"):
+        slow_down(importlib.import_module(f"voice_clone.{stage}").Trainer)
 
 
 if __name__ == "__main__":

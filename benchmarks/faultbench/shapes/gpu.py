@@ -287,7 +287,8 @@ class NotPinned(Fault):
     """Batches are copied from memory that is not pinned: a DataLoader without a real CUDA never pins."""
 
     def after_step(self) -> None:
-        assert self.course.age >= 0 and self.course.sick in (True, False)
+        if self.course.sick:
+            return
 
 
 class SmallBatch(Fault):
