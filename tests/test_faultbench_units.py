@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import promql_parser
 import pytest
 import yaml
 
+from benchmarks.faultbench import scenarios
 from benchmarks.faultbench.compression import Compression, compress_folder, duration, seconds
+from benchmarks.faultbench.judgement import Totals, judge, table
+from benchmarks.faultbench.observations import Alert
+from benchmarks.faultbench.play import GPUS
+from benchmarks.faultbench.scenarios import Scenario
 from tests.conftest import tool
 
 REPOSITORY = Path(__file__).parents[1]
@@ -84,3 +90,84 @@ def test_the_shipped_rules_are_good_rules_when_compressed(factor: float, tmp_pat
 
 def expressions(rules: dict[str, list[dict[str, list[dict[str, str]]]]]) -> list[str]:
     return [promql_parser.parse(rule["expr"]).prettify() for group in rules["groups"] for rule in group["rules"]]
+
+
+def scenario(expect: str | None = None, **more: Any) -> Scenario:
+    return Scenario("s", "cnn", "f", expect, **{"factor": 20.0, "says": "(?i)num_workers is 0", **more})
+
+
+def alert(name: str, seen: float, text: str = "Cause: num_workers\n is 0", notified: float | None = None) -> Alert:
+    severity = "info" if "Advice" in name else "warning"
+    return Alert(name, {"alertname": name, "severity": severity, "run": "s"}, seen, [text], notified)
+
+
+def test_a_fault_is_caught_with_its_cause_and_times_are_of_real_scale() -> None:
+    verdict = judge(scenario("A"), [alert("A", 103, notified=104), alert("AdviceB", 90)], onset=100, watched=30)
+    assert (verdict.fired, verdict.cause, verdict.wrong, verdict.good) == (True, True, (), True)
+    assert (verdict.seconds, verdict.notified, verdict.watched) == (60, 80, 600)
+
+
+@pytest.mark.parametrize(
+    ("alerts", "wrong"),
+    [
+        ([], ()),
+        ([alert("A", 103, text="Cause: unknown")], ()),
+        ([alert("A", 103), alert("B", 90)], ("B",)),
+        ([alert("A", 99)], ("A",)),
+    ],
+    ids=["missed", "misnamed", "another alert", "before the fault"],
+)
+def test_a_fault_is_not_caught_well(alerts: list[Alert], wrong: tuple[str, ...]) -> None:
+    verdict = judge(scenario("A"), alerts, onset=100, watched=30)
+    assert verdict.wrong == wrong
+    assert not verdict.good
+
+
+def test_what_is_true_as_well_may_be_said() -> None:
+    alerts = [alert("A", 103), alert("B", 104)]
+    assert judge(scenario("A", allowed={"B": "a consequence"}), alerts, onset=100, watched=30).good
+
+
+def test_an_immediate_fault_has_to_be_told_at_once() -> None:
+    at_once = scenario("A", factor=1, immediate=True)
+    told = [judge(at_once, [alert("A", 103, notified=100 + after)], onset=100, watched=9) for after in (15, 16)]
+    assert [(verdict.good, verdict.late) for verdict in told] == [(True, False), (False, True)]
+    assert judge(at_once, [alert("A", 103)], onset=100, watched=9).late
+
+
+def test_a_healthy_run_raises_nothing_above_info() -> None:
+    assert judge(scenario(), [alert("AdviceB", 90)], onset=None, watched=180).good
+    assert judge(scenario(), [alert("A", 90)], onset=None, watched=180).wrong == ("A",)
+    assert not judge(scenario(), [], onset=None, watched=180, trouble="ended with exit code 1").good
+
+
+def test_totals_and_table() -> None:
+    verdicts = [
+        judge(scenario("A"), [alert("A", 103)], onset=100, watched=30),
+        judge(scenario("A"), [alert("A", 103, text="no"), alert("B", 103)], onset=100, watched=30),
+        judge(scenario("A"), [], onset=100, watched=30),
+        judge(scenario(), [alert("B", 103)], onset=None, watched=360),
+    ]
+    totals = Totals.of(verdicts)
+    assert (totals.faults, totals.caught, totals.named, totals.wrong) == (3, 2, 1, 2)
+    assert (totals.false_alarms, totals.healthy_hours) == (1, 2)
+    assert totals.lines() == [
+        "- recall: 2 of 3 faults caught, 1 with the right cause (33%)",
+        "- precision: 1 of 4 alerts above info were right (25%)",
+        "- false alarms: 1 in 2.0 healthy run-hours (0.50 an hour)",
+    ]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table(verdicts)[2:]]
+    assert [row[3:6] for row in rows] == [
+        ["yes", "right", "60 s"],
+        ["yes", "**wrong**", "60 s"],
+        ["**no**", "", ""],
+        ["", "", ""],
+    ]
+    assert [row[-1] for row in rows] == ["", "B", "", "B"]
+
+
+def test_scenarios_can_be_told_apart() -> None:
+    assert len({each.name for each in scenarios.ALL}) == len(scenarios.ALL)
+    alone = [each.gpu for each in scenarios.ALL if each.gpu is not None and each.fault != "bystander"]
+    assert len(set(alone)) == len(alone)
+    assert max(alone) + 1 < GPUS

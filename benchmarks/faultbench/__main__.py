@@ -12,15 +12,12 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from benchmarks.faultbench import judgement, scenarios
 from benchmarks.faultbench.judgement import Totals, Verdict
 from benchmarks.faultbench.play import Ward, work_folder
 from benchmarks.faultbench.scenarios import Scenario
 from examples.demo.programs import DemoError
-
-RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> int:
@@ -92,7 +89,8 @@ def _tell(verdict: Verdict) -> None:
 
 
 def _page(text: str) -> str:
-    return f"# Fault bench\n\nWritten by `make faultbench`; times are of real scale.\n\n{text}\n"
+    explained = "Written by `make faultbench`; [what is played, and how to read this](faultbench.md)."
+    return f"# What the alerts caught\n\n{explained}\n\n{text}\n"
 
 
 if __name__ == "__main__":

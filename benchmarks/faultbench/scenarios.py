@@ -104,7 +104,7 @@ CNN: Final = (
     _sick("cnn", "vanish", "TrainingRunVanished"),
     _sick("cnn", "hang", "TrainingStalled", allowed=STANDS_STILL),
     _sick("cnn", "nan", "TrainingNonFinite"),
-    _sick("cnn", "explosion", "TrainingGradientExplosion", allowed=LOSS_TOO),
+    _sick("cnn", "explosion", "TrainingGradientExplosion", "AdamW", allowed=LOSS_TOO),
     _sick("cnn", "gradual-explosion", "TrainingGradientExplosion", patience=HOUR, allowed=LOSS_TOO),
     _sick("cnn", "vanishing", "TrainingGradientVanishing"),
     _sick("cnn", "loss-spikes", "TrainingLossSpike"),
