@@ -33,6 +33,7 @@ _LOOKBACK_SECONDS: Final = 300.0
 _KEEP_ENDED_SECONDS: Final = 900.0
 # Torch takes its time to be imported, many times at once even more.
 _START_SECONDS: Final = 120.0
+_PATIENCE_SECONDS: Final = 10.0
 # What is wrong besides may show a little later.
 _AFTERMATH_SECONDS: Final = 60.0
 
@@ -48,12 +49,25 @@ class Patient:
     settled: float | None = None
 
     @property
+    def beginning(self) -> float | None:
+        """Unix time of its first batch."""
+        return self._told("beginning")
+
+    @property
     def onset(self) -> float | None:
         """Unix time at which its fault began."""
+        return self._told("onset")
+
+    def _told(self, name: str) -> float | None:
         try:
-            return float((self.folder / "onset").read_text())
+            return float((self.folder / name).read_text())
         except FileNotFoundError:
             return None
+
+    def interrupt(self) -> None:
+        """End it as Ctrl-C would, so that the end is no news to anybody."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGINT)
 
 
 class Ward:
@@ -62,6 +76,7 @@ class Ward:
     def __init__(self, work: Path, factor: float) -> None:
         self._work, self._factor = work, factor
         self._patients: list[Patient] = []
+        self._leaving: list[tuple[Patient, float]] = []
         self._cleanup = contextlib.ExitStack()
         self._gpu_lines = ""
         self.notes: list[str] = []
@@ -90,8 +105,6 @@ class Ward:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for patient in self._patients:
-            end_group(patient.process)
         self._cleanup.close()
 
     def play(self, scenarios: Sequence[Scenario], jobs: int) -> Iterator[Verdict]:
@@ -103,6 +116,7 @@ class Ward:
             if fits is not None:
                 waiting.remove(fits)
                 self._start(fits)
+            self._see_out()
             self._say_to_driver()
             self.observer.look()
             for patient in [patient for patient in self._patients if self._done(patient)]:
@@ -125,6 +139,7 @@ class Ward:
         environment = {
             **self._environment(),
             rundir.ENVIRONMENT: str(self._work / "runs"),
+            course.BEGINNING_FILE: str(folder / "beginning"),
             course.ONSET_FILE: str(folder / "onset"),
             course.GPU_FILE: str(folder / "gpu"),
         }
@@ -154,7 +169,9 @@ class Ward:
         scenario, now = patient.scenario, time.time()
         scale = 1 / self._factor
         if scenario.healthy:
-            return now - patient.started > _grace(scenario.length, scale) + (_AFTERMATH_SECONDS * scale)
+            # Where it has a length, a moment more, in which its end could be taken for a fault.
+            begun = patient.beginning or patient.started + _START_SECONDS
+            return now - begun > (scenario.length + 5 * _AFTERMATH_SECONDS * scenario.ends) * scale
         if patient.onset is None:
             return now - patient.started > _START_SECONDS + scenario.onset * scale
         fired = [a for a in self._alerts_of(patient) if a.name == scenario.expect and a.matches(scenario.says)]
@@ -167,9 +184,16 @@ class Ward:
         self._patients.remove(patient)
         trouble = self._trouble(patient)
         alerts = self._alerts_of(patient)
-        watched = time.time() - patient.started
-        _interrupt(patient.process)
+        watched = time.time() - (patient.beginning or patient.started)
+        patient.interrupt()
+        self._leaving.append((patient, time.monotonic() + _PATIENCE_SECONDS))
         return judge(patient.scenario, alerts, patient.onset, watched, trouble)
+
+    def _see_out(self) -> None:
+        """Insist where one has not ended in time."""
+        for patient, deadline in [each for each in self._leaving if each[1] < time.monotonic()]:
+            self._leaving.remove((patient, deadline))
+            end_group(patient.process)
 
     def _trouble(self, patient: Patient) -> str:
         """What went wrong with the playing itself."""
@@ -218,20 +242,6 @@ class Ward:
             new = self._work / "driver-state.new"
             new.write_text(text)
             new.rename(self._work / "driver-state")
-
-
-def _grace(length: float, scale: float) -> float:
-    """A healthy run's length, and the time until it trains."""
-    return length * scale + 8.0
-
-
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C would, so that the end is no news to anybody."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-    end_group(process)
 
 
 def _with_mounts(command: list[str], folder: Path, scenario: Scenario) -> list[str]:

@@ -198,13 +198,20 @@ _EXAMPLE: Final[tuple[tuple[str, str, str | None, str, Allowed], ...]] = (
     ("s2", "hang", "TrainingStalled", "", STANDS_STILL),
     ("s1", "hang", "TrainingStalled", "", STANDS_STILL),
 )
-EXAMPLE: Final = tuple(
-    Scenario(
-        f"example-{stage}-{'healthy' if expect is None else fault}", "example", fault, expect, says, allowed,
-        arguments=("--stage", stage), pace=0.5 if stage == "s2" else 0.3, weight=4 if stage == "s2" else 3,
-    )
-    for stage, fault, expect, says, allowed in _EXAMPLE
-)  # fmt: skip
+
+
+def _example(stage: str, fault: str, expect: str | None, says: str, allowed: Allowed) -> Scenario:
+    name, pace = f"example-{stage}-{'healthy' if expect is None else fault}", 0.5 if stage == "s2" else 0.12
+    scenario = Scenario(
+        name, "example", fault, expect, says, allowed, arguments=("--stage", stage), pace=pace, weight=4
+    )  # fmt: skip
+    if fault == "loss-spike":
+        # Compressed more, ten minutes would hold too few iterations for several of its spikes.
+        scenario = replace(scenario, factor=5, onset=5 * MINUTE, patience=20 * MINUTE)
+    return scenario
+
+
+EXAMPLE: Final = tuple(_example(*row) for row in _EXAMPLE)
 
 REAL_TIME: Final = tuple(
     _at_once(scenario)

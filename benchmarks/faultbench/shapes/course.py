@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
+BEGINNING_FILE: Final = "FAULTBENCH_BEGINNING"
 ONSET_FILE: Final = "FAULTBENCH_ONSET"
 GPU_FILE: Final = "FAULTBENCH_GPU_LINES"
 FACTOR: Final = "FAULTBENCH_FACTOR"
@@ -18,7 +19,15 @@ FACTOR: Final = "FAULTBENCH_FACTOR"
 
 def note_onset() -> None:
     """Tell the bench that the fault begins now; what is told later does not count."""
-    path = os.environ.get(ONSET_FILE)
+    _note(os.environ.get(ONSET_FILE))
+
+
+def note_beginning() -> None:
+    """Tell the bench that the training begins now; the first to say so counts."""
+    _note(os.environ.get(BEGINNING_FILE))
+
+
+def _note(path: str | None) -> None:
     if path and not Path(path).exists():
         new = Path(f"{path}.{os.getpid()}")
         new.write_text(repr(time.time()))
@@ -76,7 +85,9 @@ class Course:
     def paced(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, one every `pace` seconds, until the run's length is reached."""
         for batch in batches:
-            self._began = self._began or time.monotonic()
+            if not self._began:
+                self._began = time.monotonic()
+                note_beginning()
             started = time.monotonic()
             self.iteration += 1
             yield batch

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faultbench.shapes.course import note_onset
+from benchmarks.faultbench.shapes.course import note_beginning, note_onset
 
 sys.path.append(str(Path(__file__).resolve().parents[3] / "examples"))
 
@@ -24,6 +24,8 @@ def slow_down(trainer: Any) -> None:
 
     def paced(self: Any, *batch: Any) -> None:
         started = time.monotonic()
+        if self.iteration == 1:
+            note_beginning()
         if self.iteration == after + 1 and self.settings.fault != "none":
             note_onset()
         original(self, *batch)
