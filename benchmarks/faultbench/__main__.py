@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="REGEX", help="scenarios whose names match; may be repeated")
     parser.add_argument("--list", action="store_true", help="name the scenarios and what they expect")
     parser.add_argument("--factor", type=float, help="play at this compression instead of each scenario's own")
-    parser.add_argument("--jobs", type=int, default=8, help="small runs at once (default 8, for two cores)")
+    parser.add_argument("--jobs", type=int, default=14, help="small runs at once (default 14, for two cores)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table there")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep logs and data there")
     options = parser.parse_args()
@@ -67,7 +67,7 @@ def _play(chosen: list[Scenario], jobs: int, keep: Path | None) -> list[Verdict]
             folder.mkdir()
             # The longest go first, so that they do not run alone in the end.
             group.sort(key=lambda each: -(each.length if each.healthy else each.onset + each.patience))
-            with Ward(folder, group[0].factor) as ward:
+            with Ward(folder, group[0].factor, group[0].host_gib) as ward:
                 for note in ward.notes:
                     print(f"compressed {group[0].factor:g} times: {note}")
                 for verdict in ward.play(group, jobs):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import psutil
 import yaml
 from trainvitals import rundir
 
@@ -73,8 +74,8 @@ class Patient:
 class Ward:
     """The stack, and the runs on it. A context manager that ends all of it."""
 
-    def __init__(self, work: Path, factor: float) -> None:
-        self._work, self._factor = work, factor
+    def __init__(self, work: Path, factor: float, host_gib: float | None = None) -> None:
+        self._work, self._factor, self._host_gib = work, factor, host_gib
         self._patients: list[Patient] = []
         self._leaving: list[tuple[Patient, float]] = []
         self._cleanup = contextlib.ExitStack()
@@ -85,6 +86,7 @@ class Ward:
         (self._work / "runs").mkdir(mode=0o700)
         build(self._work / "driver")
         self._say_to_driver()
+        self._show_memory()
         self._receiver = self._cleanup.enter_context(Receiver())
         self._programs = self._cleanup.enter_context(Programs(self._work))
         webhook = f"http://127.0.0.1:{self._receiver.port}/"
@@ -118,6 +120,7 @@ class Ward:
                 self._start(fits)
             self._see_out()
             self._say_to_driver()
+            self._show_memory()
             self.observer.look()
             for patient in [patient for patient in self._patients if self._done(patient)]:
                 yield self._end(patient)
@@ -159,6 +162,7 @@ class Ward:
         paths = [BENCH / "patches", stack.REPOSITORY, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         return {
             **os.environ,
+            **self._host(),
             "PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path)),
             course.FACTOR: str(self._factor),
             "OMP_NUM_THREADS": "1",
@@ -222,6 +226,28 @@ class Ward:
                 _compress_route(content["route"], self._factor)
                 path.write_text(yaml.safe_dump(content))
 
+    def _host(self) -> dict[str, str]:
+        if self._host_gib is None:
+            return {}
+        return {"FAULTBENCH_MEMINFO": str(self._work / "host"), course.HOST_BYTES: str(int(self._host_gib * 2**30))}
+
+    def _show_memory(self) -> None:
+        """Where a smaller machine is played: what the runs have left of its memory."""
+        if self._host_gib is None:
+            return
+        groups = {patient.process.pid for patient in self._patients}
+        used = sum(
+            process.info["memory_info"].rss
+            for process in psutil.process_iter(["memory_info"])
+            if process.info["memory_info"] is not None and _group_of(process.pid) in groups
+        )
+        total = int(self._host_gib * 2**20)
+        folder = self._work / "host"
+        folder.mkdir(exist_ok=True)
+        left = max(0, total * 9 // 10 - used // 1024)
+        (folder / "meminfo.new").write_text(f"MemTotal: {total} kB\nMemAvailable: {left} kB\n")
+        (folder / "meminfo.new").rename(folder / "meminfo")
+
     def _say_to_driver(self) -> None:
         """What the runs want the fake driver to report, all together."""
         lines, events = ["gpu*.utilization=0", "gpu*.power_milliwatts=20000", "gpu*.memory_used=0"], []
@@ -242,6 +268,13 @@ class Ward:
             new = self._work / "driver-state.new"
             new.write_text(text)
             new.rename(self._work / "driver-state")
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _with_mounts(command: list[str], folder: Path, scenario: Scenario) -> list[str]:

@@ -12,6 +12,8 @@ from typing import Any, Final
 MINUTE: Final = 60.0
 HOUR: Final = 3600.0
 FAST: Final = 20.0
+# For what takes hours. Windows of seconds are longer than their share then.
+FASTEST: Final = 60.0
 
 Allowed = Mapping[str, str]
 
@@ -47,6 +49,8 @@ class Scenario:
     gpu: int | None = None
     # Filesystems of this run alone: mount point (below its output folder unless absolute) to size in MiB.
     mounts: Mapping[str, int] = field(default_factory=dict)
+    # The machine's memory, where it is to be used up. Only of one that is played alone.
+    host_gib: float | None = None
     # Nothing else may be played meanwhile: the fault reaches beyond its run.
     alone: bool = False
     # Ends on its own, and is watched for a while afterwards.
@@ -97,15 +101,19 @@ CNN: Final = (
     _healthy("cnn", "restarts", "restarts", seed=7),
     _healthy("cnn", "checkpoints", "checkpoints", seed=8),
     _healthy("cnn", "resumed", "resumed", seed=9),
+    _healthy("cnn", "longer-batches", "longer-batches", seed=11, length=1.5 * HOUR),
+    _healthy("cnn", "night", seed=12, length=6 * HOUR, factor=FASTEST),
     _healthy("cnn", "ends", seed=10, length=30 * MINUTE, ends=True),
     _sick("cnn", "crash", "TrainingRunFailed", "RuntimeError"),
     _sick("cnn", "host-out-of-memory", "TrainingRunOutOfMemory", "(?i)memory"),
     _sick("cnn", "killed", "TrainingRunFailed", "SIGKILL"),
+    _sick("cnn", "all-killed", "TrainingRunFailed", "killed"),
     _sick("cnn", "vanish", "TrainingRunVanished"),
     _sick("cnn", "hang", "TrainingStalled", allowed=STANDS_STILL),
     _sick("cnn", "nan", "TrainingNonFinite"),
     _sick("cnn", "explosion", "TrainingGradientExplosion", "AdamW", allowed=LOSS_TOO),
-    _sick("cnn", "gradual-explosion", "TrainingGradientExplosion", patience=HOUR, allowed=LOSS_TOO),
+    _sick("cnn", "gradual-explosion", "TrainingGradientExplosion", patience=HOUR, allowed=LOSS_TOO,
+          pace=0.03, weight=2),
     _sick("cnn", "vanishing", "TrainingGradientVanishing"),
     _sick("cnn", "loss-spikes", "TrainingLossSpike"),
     _sick("cnn", "diverging", "TrainingLossDiverging", onset=HOUR, patience=2 * HOUR),
@@ -114,15 +122,16 @@ CNN: Final = (
     _sick("cnn", "amp-collapse", "TrainingAmpScaleCollapsed", allowed={"TrainingAmpStepsSkipped": "all are skipped"}),
     _sick("cnn", "amp-skips", "TrainingAmpStepsSkipped", allowed={"TrainingAmpScaleCollapsed": "each skip halves it"}),
     _sick("cnn", "slow-loader", "TrainingDataStarved", "num_workers is 0", allowed=SLOWER),
-    _sick("cnn", "slow-down", "TrainingSpeedDrop", onset=HOUR, patience=HOUR),
     _sick("cnn", "checkpoints-too-frequent", "TrainingCheckpointsTooFrequent", patience=HOUR, allowed=SLOWER),
-    _sick("cnn", "checkpoints-slow", "TrainingCheckpointsSlow", patience=2 * HOUR, allowed=SLOWER),
-    _sick("cnn", "checkpoints-none", "TrainingCheckpointsTooRare", patience=4 * HOUR),
+    _sick("cnn", "checkpoints-slow", "TrainingCheckpointsSlow", patience=2 * HOUR, pace=0.05, allowed=SLOWER),
+    _sick("cnn", "checkpoints-none", "TrainingCheckpointsTooRare", onset=0, patience=4 * HOUR, factor=FASTEST),
     _sick("cnn", "disk-filling", "TrainingDiskFilling", patience=HOUR, mounts={"checkpoints": 256},
           allowed={"TrainingDiskFullSoon": "it is, within the hour"}),
     _sick("cnn", "shm-full", "TrainingShmNearlyFull", mounts={"/dev/shm": 64}),  # noqa: S108
     _sick("cnn", "open-files", "TrainingOpenFilesNearLimit"),
     _sick("cnn", "host-leak", "TrainingHostMemoryLeak", onset=10 * MINUTE, patience=2 * HOUR),
+    _sick("cnn", "host-leak-fast", "TrainingHostOutOfMemoryPredicted", onset=10 * MINUTE, patience=1.5 * HOUR,
+          allowed={"TrainingHostMemoryLeak": "it is the same leak"}, host_gib=4, alone=True),
 )  # fmt: skip
 
 HUGGING_FACE: Final = (
@@ -150,8 +159,10 @@ _GPU: Final = (
     _healthy("gpu", "longer-sequences", "longer-sequences", length=2.5 * HOUR),
     _healthy("gpu", "warm-up", "warm-up"),
     _healthy("gpu", "epoch-sawtooth", "epoch-sawtooth", length=2 * HOUR),
+    _healthy("gpu", "night", "evaluation", length=6 * HOUR, factor=FASTEST),
     _sick("gpu", "leak", "TrainingCudaMemoryLeak", onset=10 * MINUTE, patience=2 * HOUR, allowed=LEAKS),
-    _sick("gpu", "leak-slow", "TrainingCudaMemoryLeakSlow", onset=0, patience=5 * HOUR, allowed=LEAKS),
+    _sick("gpu", "leak-slow", "TrainingCudaMemoryLeakSlow", onset=0, patience=5 * HOUR, allowed=LEAKS,
+          factor=FASTEST),
     _sick("gpu", "leak-to-the-end", "TrainingCudaOutOfMemoryPredicted", onset=10 * MINUTE, patience=HOUR,
           allowed=LEAKS),
     _sick("gpu", "leak-short-run", "TrainingCudaMemoryLeakShortRun", onset=4 * MINUTE, patience=30 * MINUTE,
@@ -161,6 +172,7 @@ _GPU: Final = (
     _sick("gpu", "out-of-memory", "TrainingRunOutOfMemory", "(?i)GPU"),
     _sick("gpu", "underused", "TrainingGpuUnderused"),
     _sick("gpu", "starved", "TrainingGpuUnderused", "num_workers is 0", allowed={**NO_DATA, **SLOWER}),
+    _sick("gpu", "slow-down", "TrainingSpeedDrop", onset=HOUR, patience=HOUR),
     _sick("gpu", "spinning", "TrainingGpuSpinning", allowed={**STANDS_STILL, "TrainingStalled": "it stands still"}),
     _sick("gpu", "throttled", "TrainingGpuThrottled"),
     _sick("gpu", "held-idle", "TrainingGpuHeldIdle", patience=2 * HOUR,

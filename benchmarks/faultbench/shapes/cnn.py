@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.faultbench.shapes.course import Course, factor, parse
+from benchmarks.faultbench.shapes.course import HOST_BYTES, Course, factor, parse
 
 BATCH = 8
 
@@ -43,6 +43,11 @@ def network() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)
     )
+
+
+def machine_bytes() -> int:
+    """Memory of the machine, or of the one that is played."""
+    return int(os.environ.get(HOST_BYTES) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def overflow(model: nn.Module) -> None:
@@ -166,12 +171,22 @@ class Killed(Fault):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Vanish(Fault):
+class AllKilled(Fault):
     """The whole process group is gone at once, the launcher with it: a job scheduler's last means."""
 
     def after_step(self, model: nn.Module) -> None:
         if self.course.sick:
             os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+class Vanish(AllKilled):
+    """The same, and what the run has written of itself is gone as well: a logout that empties the user's folder."""
+
+    def after_step(self, model: nn.Module) -> None:
+        if self.course.sick:
+            for path in Path(os.environ["TRAINVITALS_RUN_DIR"]).glob(f"{os.environ['TRAINVITALS_RUN_ID']}.*"):
+                path.unlink()
+        super().after_step(model)
 
 
 class Hang(Fault):
@@ -187,16 +202,24 @@ class Hang(Fault):
 class HostLeak(Fault):
     """Outputs are kept in a list: 3.6 % of the machine's memory in an hour."""
 
+    per_hour = 0.036
+
     def __init__(self, course: Course) -> None:
         super().__init__(course)
         self._kept: list[bytearray] = []
-        self._per_second = 0.0006 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 60
+        self._per_second = self.per_hour * machine_bytes() / 3600
 
     def after_step(self, model: nn.Module) -> None:
         if self.course.sick:
             kept = bytearray(int(self._per_second * factor() * self.course.pace))
             kept[:: resource.getpagesize()] = b"x" * len(kept[:: resource.getpagesize()])
             self._kept.append(kept)
+
+
+class HostLeakFast(HostLeak):
+    """The same, so fast that the machine lasts for little more than an hour."""
+
+    per_hour = 0.6
 
 
 class OpenFiles(Fault):
@@ -216,6 +239,8 @@ class OpenFiles(Fault):
 class ShmFull(Fault):
     """Tensors in shared memory that nobody frees, where /dev/shm has 64 MiB (the bench mounts such a one)."""
 
+    workers = 1
+
     def after_step(self, model: nn.Module) -> None:
         if self.course.sick:
             path = Path("/dev/shm/kept")  # noqa: S108 (a mount of this run's own)
@@ -234,11 +259,11 @@ class SlowLoader(Fault):
     slow_loader = True
 
 
-class SlowDown(Fault):
-    """Each iteration takes three times as long as before."""
+class LongerBatches(Fault):
+    """After half an hour each iteration takes three times as long, because there is as much more to do."""
 
     def after_step(self, model: nn.Module) -> None:
-        if self.course.sick:
+        if self.course.age > 1800 / factor():
             time.sleep(2 * self.course.pace)
 
 
@@ -257,8 +282,6 @@ class CheckpointsTooFrequent(Fault):
 
 class CheckpointsSlow(Fault):
     """Where checkpoints go, writing one takes ten times as long as it did: two minutes of each ten."""
-
-    checkpoint_seconds = 300.0
 
     def checkpoint(self, folder: Path, model: nn.Module) -> None:
         seconds = 120 if self.course.sick else 6
@@ -321,10 +344,10 @@ class Explosion(Fault):
 
 
 class GradualExplosion(Fault):
-    """Gradients grow by a factor of 300, so slowly that they are never far above the median of recent steps."""
+    """Gradients grow as much as a thousandfold, so slowly that they are never far above the median of recent steps."""
 
     def loss(self, loss: Tensor) -> Tensor:
-        return loss * min(math.exp(self.course.sick_for / 300), 1e3)
+        return loss * min(math.exp(self.course.sick_for / 100), 1e3)
 
 
 class Vanishing(Fault):
@@ -393,13 +416,15 @@ FAULTS: dict[str, type[Fault]] = {
     "crash": Crash,
     "host-out-of-memory": HostOutOfMemory,
     "killed": Killed,
+    "all-killed": AllKilled,
     "vanish": Vanish,
     "hang": Hang,
     "host-leak": HostLeak,
+    "host-leak-fast": HostLeakFast,
     "open-files": OpenFiles,
     "shm-full": ShmFull,
     "slow-loader": SlowLoader,
-    "slow-down": SlowDown,
+    "longer-batches": LongerBatches,
     "checkpoints-too-frequent": CheckpointsTooFrequent,
     "checkpoints-slow": CheckpointsSlow,
     "checkpoints-none": CheckpointsNone,

@@ -27,7 +27,7 @@ class Gpu:
     def __init__(self) -> None:
         self._path = Path(os.environ[GPU_FILE])
         self._said: dict[str, str] = {}
-        self.say(utilization="92", power_milliwatts="310000", memory_used=str(USUAL))
+        self.say(utilization="92", power_milliwatts="310000")
 
     def say(self, **readings: str | None) -> None:
         """Change readings, by the fake driver's names; None takes one away."""
@@ -133,9 +133,9 @@ class LeakToTheEnd(Leak):
 
 
 class LeakInAShortRun(Leak):
-    """Sixty MiB a minute, in a run that is over long before a slow rule has seen enough."""
+    """Eight GiB an hour, in a run that is over before windows of time have seen enough."""
 
-    per_hour = 3600 << 20
+    per_hour = 8 * GIB
 
 
 class Fragmentation(Fault):
@@ -192,6 +192,15 @@ class Starved(Fault):
         if self.course.sick:
             self.slow = True
             self.gpu.say(utilization="12", power_milliwatts="95000")
+
+
+class SlowDown(Fault):
+    """Each iteration takes three times as long as before, and the GPU does less: something else holds it up."""
+
+    def after_step(self) -> None:
+        if self.course.sick:
+            self.gpu.say(utilization="40", power_milliwatts="150000")
+            time.sleep(2 * self.course.pace)
 
 
 class Spinning(Fault):
@@ -280,7 +289,7 @@ class MemoryTight(Fault):
 
     def after_step(self) -> None:
         if self.course.sick:
-            self.gpu.say(memory_used=str(CARD - GIB))
+            return
 
 
 class NotPinned(Fault):
@@ -302,7 +311,7 @@ class SmallBatch(Fault):
 
     def after_step(self) -> None:
         if self.course.sick:
-            self.gpu.say(utilization="45", memory_used=str(2 * GIB))
+            self.gpu.say(utilization="45")
 
 
 FAULTS: dict[str, type[Fault]] = {
@@ -321,6 +330,7 @@ FAULTS: dict[str, type[Fault]] = {
     "out-of-memory": OutOfMemory,
     "underused": Underused,
     "starved": Starved,
+    "slow-down": SlowDown,
     "spinning": Spinning,
     "throttled": Throttled,
     "held-idle": HeldIdle,
@@ -358,8 +368,10 @@ def main() -> None:
 
 
 def allocate(fault: Fault) -> None:
-    """The allocator holds what the fault says."""
-    fake.use(0, fault.allocated(), max(fault.reserved(), fault.allocated()))
+    """The allocator holds what the fault says, and the driver sees it."""
+    reserved = max(fault.reserved(), fault.allocated())
+    fake.use(0, fault.allocated(), reserved)
+    fault.gpu.say(memory_used=str(reserved // (GIB // 8) * (GIB // 8)))
     fake.memory[0]["inactive_split_bytes"]["all"]["current"] = fault.inactive_split()
 
 
