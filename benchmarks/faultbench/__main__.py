@@ -12,12 +12,17 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from benchmarks.faultbench import judgement, scenarios
 from benchmarks.faultbench.judgement import Totals, Verdict
 from benchmarks.faultbench.play import Ward, work_folder
 from benchmarks.faultbench.scenarios import Scenario
 from examples.demo.programs import DemoError
+
+# Share of evaluations that may be missed before results say more of the machine than of the rules.
+TOO_BUSY: Final = 0.02
+BUSY: Final = "the machine is too busy for this factor, so do not trust these results; try --jobs 6 or less"
 
 
 def main() -> int:
@@ -73,6 +78,9 @@ def _play(chosen: list[Scenario], jobs: int, keep: Path | None) -> list[Verdict]
                 for verdict in ward.play(group, jobs):
                     verdicts.append(verdict)
                     _tell(verdict)
+                missed, evaluations = ward.observer.missed()
+                if missed > TOO_BUSY * evaluations:
+                    print(f"Prometheus missed {missed:.0f} of {evaluations:.0f} evaluations: {BUSY}")
                 for alert in ward.unclaimed():
                     print(f"besides: {alert.name} {alert.labels}: {alert.descriptions[:1]}")
     return sorted(verdicts, key=lambda verdict: chosen.index(verdict.scenario))

@@ -6,6 +6,7 @@ import json
 import queue
 import re
 import time
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -40,6 +41,7 @@ class Observer:
 
     def __init__(self, prometheus: str, receiver: Receiver) -> None:
         self.alerts: list[Alert] = []
+        self._prometheus = prometheus
         self._url = f"{prometheus}/api/v1/alerts"
         self._receiver = receiver
 
@@ -62,6 +64,18 @@ class Observer:
             if told["status"] == "firing":
                 alert = self._note(told, time.time())
                 alert.notified = alert.notified or time.time()
+
+    def missed(self) -> tuple[float, float]:
+        """How many evaluations of rules Prometheus had no time for, and how many there should have been."""
+        names = ("prometheus_rule_group_iterations_missed_total", "prometheus_rule_group_iterations_total")
+        missed, all_ = (self._sum(name) for name in names)
+        return missed, all_
+
+    def _sum(self, metric: str) -> float:
+        query = urllib.parse.urlencode({"query": f"sum(last_over_time({metric}[1h]))"})
+        with urllib.request.urlopen(f"{self._prometheus}/api/v1/query?{query}", timeout=10) as response:  # noqa: S310
+            result = json.load(response)["data"]["result"]
+        return float(result[0]["value"][1]) if result else 0.0
 
     def _note(self, told: dict[str, Any], now: float) -> Alert:
         labels, description = told["labels"], told["annotations"].get("description", "")

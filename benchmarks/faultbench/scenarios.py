@@ -70,6 +70,7 @@ STANDS_STILL: Final = {
     "TrainingRankStraggling": "it stands still",
 }
 SLOWER: Final = {"TrainingSpeedDrop": "it is slower than it was"}
+FREQUENT: Final = {"TrainingCheckpointsTooFrequent": "they are"}
 LOSS_TOO: Final = {"TrainingLossDiverging": "the loss grows by the same factor", "TrainingLossSpike": "likewise"}
 LEAKS: Final = {
     f"TrainingCuda{name}": "the same leak, seen by another rule"
@@ -125,8 +126,10 @@ CNN: Final = (
     _sick("cnn", "checkpoints-too-frequent", "TrainingCheckpointsTooFrequent", patience=HOUR, allowed=SLOWER),
     _sick("cnn", "checkpoints-slow", "TrainingCheckpointsSlow", patience=2 * HOUR, pace=0.05, allowed=SLOWER),
     _sick("cnn", "checkpoints-none", "TrainingCheckpointsTooRare", onset=0, patience=4 * HOUR, factor=FASTEST),
-    _sick("cnn", "disk-filling", "TrainingDiskFilling", patience=HOUR, mounts={"checkpoints": 256},
-          allowed={"TrainingDiskFullSoon": "it is, within the hour"}),
+    _sick("cnn", "disk-filling", "TrainingDiskFilling", patience=1.5 * HOUR, mounts={"checkpoints": 128},
+          allowed={"TrainingDiskFullSoon": "there is room for one", **FREQUENT}),
+    _sick("cnn", "disk-full", "TrainingDiskFullSoon", patience=1.5 * HOUR, mounts={"checkpoints": 128},
+          allowed={"TrainingDiskFilling": "it has been", **FREQUENT}),
     _sick("cnn", "shm-full", "TrainingShmNearlyFull", mounts={"/dev/shm": 64}),  # noqa: S108
     _sick("cnn", "open-files", "TrainingOpenFilesNearLimit"),
     _sick("cnn", "host-leak", "TrainingHostMemoryLeak", onset=10 * MINUTE, patience=2 * HOUR),
@@ -218,8 +221,8 @@ def _example(stage: str, fault: str, expect: str | None, says: str, allowed: All
         name, "example", fault, expect, says, allowed, arguments=("--stage", stage), pace=pace, weight=4
     )  # fmt: skip
     if fault == "loss-spike":
-        # Compressed more, ten minutes would hold too few iterations for several of its spikes.
-        scenario = replace(scenario, factor=5, onset=5 * MINUTE, patience=20 * MINUTE)
+        # In compressed time ten minutes would hold too few iterations for several of its spikes.
+        scenario = replace(scenario, factor=1, onset=20, patience=3 * MINUTE, pace=0.25)
     return scenario
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -295,15 +296,30 @@ class CheckpointsNone(Fault):
 
 
 class DiskFilling(Fault):
-    """All checkpoints are kept, on a disk of 256 MiB (the bench mounts such a one at the output)."""
+    """Checkpoints are kept until there is room for hardly more than one, on a disk of 128 MiB (the bench mounts it)."""
 
     checkpoint_seconds = 60.0
+    room = 1.5
 
     def checkpoint(self, folder: Path, model: nn.Module) -> None:
-        if self.course.sick:
-            torch.save(torch.zeros(1 << 20), folder / f"kept-{self.course.iteration}.pt")
-        else:
-            super().checkpoint(folder, nn.Sequential(model, nn.Linear(1024, 1024)))
+        model = nn.Sequential(model, nn.Linear(1024, 1024))
+        if not self.course.sick:
+            super().checkpoint(folder, model)
+            return
+        torch.save(model.state_dict(), folder / f"{self.course.iteration}.pt")
+        newest = folder / f"{self.course.iteration}.pt"
+        if shutil.disk_usage(folder).free < self.room * newest.stat().st_size:
+            min(folder.glob("*.pt"), key=lambda path: path.stat().st_mtime).unlink()
+
+
+class DiskFull(DiskFilling):
+    """The same, until there is no room for another one: the next save will fail."""
+
+    room = 0.0
+
+    def checkpoint(self, folder: Path, model: nn.Module) -> None:
+        if shutil.disk_usage(folder).free > 5 << 20:
+            super().checkpoint(folder, model)
 
 
 class SlowToSave(nn.Module):
@@ -429,6 +445,7 @@ FAULTS: dict[str, type[Fault]] = {
     "checkpoints-slow": CheckpointsSlow,
     "checkpoints-none": CheckpointsNone,
     "disk-filling": DiskFilling,
+    "disk-full": DiskFull,
     "nan": NotANumber,
     "explosion": Explosion,
     "gradual-explosion": GradualExplosion,
