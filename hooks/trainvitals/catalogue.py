@@ -176,13 +176,23 @@ METRICS: Final = (
     _metric(RANK, "cuda_memory_allocated_bytes", "gauge", "Memory in use by tensors on this device, at an iteration boundary.", "device"),
     _metric(RANK, "cuda_memory_reserved_bytes", "gauge", "Memory that PyTorch's caching allocator took from the driver.", "device"),
     _metric(RANK, "cuda_memory_inactive_split_bytes", "gauge", "Free parts of split blocks that the allocator cannot return.", "device"),
-    _metric(RANK, "cuda_memory_epoch_peak_bytes", "gauge", "Most memory in use by tensors that was seen in the newest complete epoch.", "device"),
+    _metric(
+        RANK, "cuda_memory_epoch_peak_bytes", "gauge",
+        "Most memory in use by tensors that was seen in the newest complete epoch; during the first, in that so far.",
+        "device",
+    ),
     _metric(RANK, "cuda_alloc_retries_total", "counter", "Times that the allocator had to free its cache and try again.", "device"),
     _metric(RANK, "cuda_ooms_total", "counter", "Allocations that failed for lack of memory, also those that the script survived.", "device"),
     _metric(RANK, "cuda_oom_requested_bytes", "gauge", "Size of the newest allocation that failed.", "device"),
     _metric(
         RANK, "cuda_memory_allocated_floor_bytes", "gauge",
         "Lowest memory in use at a training iteration's boundary within the last 60 seconds; a leak lifts it.",
+        "device",
+    ),
+    _metric(
+        RANK, "cuda_memory_floor_growth_bytes", "gauge",
+        "How much that lowest memory in use has grown with each training iteration since the first, by the most cautious of "
+        "three estimates; 0 unless it grows all the time. Absent until 64 iterations, at most ten a second, were looked at.",
         "device",
     ),
     # A rank: input pipeline.
