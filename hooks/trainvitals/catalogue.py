@@ -153,6 +153,11 @@ METRICS: Final = (
         "optimizer", "kind",
     ),
     _metric(
+        RANK, "gradient_explosions_total", "counter",
+        "Explosions that lasted: ten measured steps on end, counted once until the norm is usual again. Single spikes are none.",
+        "optimizer",
+    ),
+    _metric(
         RANK, "gradient_norm_measured_steps_total", "counter",
         "Steps whose gradient norm was measured: all, unless that would cost more than the hooks' share of an iteration.",
         "optimizer",
@@ -220,6 +225,11 @@ METRICS: Final = (
         "DistributedDataParallel's own measurements of the newest iteration that it sampled (the first ten, then one of "
         "a hundred): forward_compute, backward_compute, backward_communication, and the overlap of the latter two.",
         "part",
+    ),
+    _metric(RANK, "ddp_find_unused_parameters", "gauge", "1 if DistributedDataParallel looks for unused parameters at each iteration, else 0."),
+    _metric(
+        RANK, "ddp_unused_parameter_bytes", "gauge",
+        "Size of the parameters that DistributedDataParallel found unused: the most at any iteration that it sampled and we saw.",
     ),
     _metric(RANK, "gc_pause_seconds_total", "counter", "Time that Python's garbage collector took in this process."),
     _metric(RANK, "compile_graphs_total", "counter", "Graphs that torch.compile compiled, recompilations included; still rising late in a run, it recompiles. Absent without it."),
