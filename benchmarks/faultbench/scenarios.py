@@ -183,7 +183,7 @@ _GPU: Final = (
     _sick("gpu", "xid", "TrainingGpuXid"),
     _sick("gpu", "xid-fatal", "TrainingGpuXidFatal"),
     _sick("gpu", "ecc-errors", "TrainingGpuEccErrors"),
-    _sick("gpu", "rows-remapped", "TrainingGpuRowsRemapped"),
+    _sick("gpu", "rows-remapped", "TrainingGpuRowsRemapped", onset=1.25 * HOUR),
     _sick("gpu", "memory-tight", "TrainingAdviceAmp", onset=0, patience=HOUR),
     _sick("gpu", "not-pinned", "TrainingAdvicePinMemory", onset=0, patience=HOUR),
     _sick("gpu", "small-batch", "TrainingAdviceBatchSize", onset=0, patience=HOUR),
