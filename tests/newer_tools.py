@@ -69,7 +69,7 @@ def _fetch(url: str) -> bytes:
             content: bytes = response.read()
     except OSError as error:
         sys.exit(
-            f'newer tools: {url} cannot be had ({error}); name another mirror in TRAINVITALS_DEBIAN_MIRROR, or do '
+            f"newer tools: {url} cannot be had ({error}); name another mirror in TRAINVITALS_DEBIAN_MIRROR, or do "
             'without: TRAINVITALS_TEST_WITHOUT="newer-tools"'
         )
     return content
