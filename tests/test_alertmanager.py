@@ -153,6 +153,24 @@ def test_inhibition_names_alerts_that_exist() -> None:
         assert set(rule["equal"]) - asked[0] <= {"instance"}  # which Prometheus gives to whatever it scrapes
 
 
+def alerts_of(matchers: list[str]) -> set[str]:
+    """The known alerts that the matchers name; the severities where they name no alert."""
+    ((name, pattern),) = [
+        match.groups() for m in matchers if (match := re.fullmatch(r'(alertname|severity)=~?"(.*)"', m))
+    ]
+    known = ZH["alerts"] if name == "alertname" else ("warning", "info")
+    return {each for each in known if re.fullmatch(pattern, each)}
+
+
+def test_the_page_tells_of_every_inhibition() -> None:
+    page = (REPOSITORY / "docs" / "alerting.md").read_text(encoding="utf-8")
+    table = page.split("## Who is silent while who speaks")[1].split("\n\n")[1]
+    rows = [row.split("|")[1:3] for row in table.splitlines()[2:]]
+    rules = yaml.safe_load((FOLDER / "en" / "none.yml").read_text(encoding="utf-8"))["inhibit_rules"]
+    told = [[set(re.findall(r"Train\w+|warning|info", cell)) for cell in row] for row in rows]
+    assert told == [[alerts_of(rule["source_matchers"]), alerts_of(rule["target_matchers"])] for rule in rules]
+
+
 def render(language: str, template: str, alerts: list[dict[str, Any]]) -> str:
     """What a template makes of a group of alerts, the way Alertmanager would."""
     now = datetime.now(timezone.utc)
