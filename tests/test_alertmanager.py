@@ -214,7 +214,8 @@ def test_the_worst_night_fits_into_a_message(language: str, template: str) -> No
     said = render(language, template, alerts)
     size = len(said.encode()) if template == "robot" else len(said)
     assert size <= LIMITS[template]
-    marks = re.findall("[🔴🟠🔵⚪]", said)
+    title = render(language, "title", alerts) if template in ("slack", "discord") else ""
+    marks = re.findall("[🔴🟠🔵⚪]", title + said)
     assert len(marks) == 10
     assert marks == sorted(marks, key="🔴🟠🔵⚪".index)
     firing = len(ZH["alerts"]) - 10

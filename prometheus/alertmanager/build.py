@@ -26,7 +26,7 @@ class Format:
     """How messages are written in one markup: a template action is put in the place of {}.
 
     `full` alerts are told in full and as many as make ten in a line each; `longest` characters of a description are
-    told at most, as templates cut no more than 1000; None: all.
+    told at most, as templates cut no more than 1000; None: all. Where messages have a title, it names the first alert.
     """
 
     escape: str
@@ -36,6 +36,7 @@ class Format:
     between_links: str
     full: int
     longest: int | None
+    titled: bool = False
 
 
 _NEWLINE: Final = '{{ "\\n" }}'  # the end of a line in the source is none in the message
@@ -47,11 +48,11 @@ FORMATS: Final = {
     "email": Format("{}", ("<b>", "</b>"), f"<br>{_NEWLINE}", '<a href="{{{{ {url} }}}}">{word}</a>', " · ", 10, None),
     "slack": Format(
         'reReplaceAll ">" "&gt;" (reReplaceAll "<" "&lt;" (reReplaceAll "&" "&amp;" ({})))',
-        ("*", "*"), _NEWLINE, '<{{{{ reReplaceAll "[|>]" "" ({url}) }}}}|{word}>', " · ", 3, 900,
+        ("*", "*"), _NEWLINE, '<{{{{ reReplaceAll "[|>]" "" ({url}) }}}}|{word}>', " · ", 3, 900, titled=True,
     ),
     "discord": Format(
         r'reReplaceAll "([\\\\*_~`|<>#\\[\\]])" "\\${{1}}" ({})',
-        ("**", "**"), _NEWLINE, f"[{{word}}]({_URL})", " · ", 2, 600,
+        ("**", "**"), _NEWLINE, f"[{{word}}]({_URL})", " · ", 2, 600, titled=True,
     ),
     # Two spaces before a newline make DingTalk show it.
     "robot": Format(
@@ -129,6 +130,7 @@ def _styled(text: str, name: str, style: Format, words: Mapping[str, str], *, tr
     replaced: dict[str, Any] = {
         "@action@": action, "@format@": name, "@full@": style.full, "@between@": style.between_links,
         "@b@": opening, "@/b@": closing,
+        "@unless-title@": "{{ if $shown }}" if style.titled else "", "@end@": "{{ end }}" if style.titled else "",
     }  # fmt: skip
     for mark, value in replaced.items():
         text = text.replace(mark, str(value))
