@@ -8,14 +8,18 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import plugin  # type: ignore[import-not-found]  # noqa: F401  # beside this script; importing it registers the panels
 from grafana_dashboards.exporter import DashboardExporter, ProjectProcessor
 from grafana_dashboards.parser import DefinitionParser
+from yaml import safe_load
 
 HERE = Path(__file__).resolve().parent
+SETTINGS = HERE.parent / "prometheus" / "rules" / "settings.yml"
+THRESHOLD = re.compile(r"threshold:trainvitals_(\w+):(\w+)")
 
 
 class Collector(DashboardExporter):  # type: ignore[misc]  # the builder ships no types
@@ -30,11 +34,31 @@ class Collector(DashboardExporter):  # type: ignore[misc]  # the builder ships n
         self.files[HERE / "dashboards" / f"{dashboard_name}.json"] = text
 
 
+def limits() -> dict[str, float]:
+    """Return what the alerts go by: threshold:trainvitals_gpu_underused:ratio as the placeholder {gpu-underused-ratio}.
+
+    A ratio is there in per cent, too, for texts: {gpu-underused-percent}.
+    """
+    result: dict[str, float] = {}
+    for group in safe_load(SETTINGS.read_text(encoding="utf-8"))["groups"]:
+        for rule in group["rules"]:
+            if match := THRESHOLD.fullmatch(rule["record"]):
+                name, unit = match[1].replace("_", "-"), match[2]
+                number = safe_load(rule["expr"].removeprefix("vector(").removesuffix(")"))
+                result[f"{name}-{unit}"] = number
+                if unit == "ratio":
+                    result[f"{name}-percent"] = float(f"{100 * number:.6g}")
+    return {name: int(number) if number == int(number) else number for name, number in result.items()}
+
+
 def build() -> dict[Path, str]:
     """Return the dashboards: file name to content."""
     collector = Collector()
     definitions = sorted(map(str, (HERE / "definitions").glob("*.yaml")))
-    ProjectProcessor([collector]).process_projects(DefinitionParser().load_projects(definitions))
+    projects = DefinitionParser().load_projects(definitions)
+    for project in projects:
+        project.data.update(limits())
+    ProjectProcessor([collector]).process_projects(projects)
     return collector.files
 
 

@@ -35,19 +35,27 @@ LINE_STYLES: dict[str, list[Json]] = {
 
 
 def expand(tree: Any, context: Any) -> Any:
-    """Replace the project's {placeholders} in every string of `tree`, and nothing else.
+    """Replace the project's {placeholders} in every string of `tree`, and nothing else; ValueError for an unknown one.
 
     The builder's own expansion is str.format over the whole dashboard, which fails on PromQL's braces.
     """
     if isinstance(tree, str):
         if PLACEHOLDER.fullmatch(tree):
-            return context.expand_placeholders(tree)  # keeps numbers
-        return PLACEHOLDER.sub(lambda match: str(context.expand_placeholders(match.group(0))), tree)
+            return placeholder(tree, context)  # keeps numbers
+        return PLACEHOLDER.sub(lambda match: str(placeholder(match.group(0), context)), tree)
     if isinstance(tree, list):
         return [expand(value, context) for value in tree]
     if isinstance(tree, dict):
         return {key: expand(value, context) for key, value in tree.items()}
     return tree
+
+
+def placeholder(name: str, context: Any) -> Any:
+    """Return the value of one {placeholder}."""
+    value = context.expand_placeholders(name)
+    if value == name:
+        raise ValueError(f"nothing is called {name}: neither project.yaml nor a threshold in settings.yml")
+    return value
 
 
 class SafeExpand:

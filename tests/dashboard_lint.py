@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -11,23 +12,11 @@ import promql_parser as promql
 from trainvitals.catalogue import BY_NAME
 
 from tests.dashboard_queries import INTERVALS, Json, panels, queries, substitute
+from tests.dashboard_rules import rules
 
 MAX_OPEN_PANELS = 20
 VARIABLES = ["datasource", "job", "instance", "run", "rank"]
 SCRAPE_LABELS = {"job", "instance"}
-# Prometheus' own series of alerts: the labels that the rules leave on them.
-ALERTS_LABELS = {
-    "alertname",
-    "alertstate",
-    "severity",
-    "run",
-    "rank",
-    "optimizer",
-    "gpu",
-    "uuid",
-    "state",
-    "tag",
-} | SCRAPE_LABELS
 UNITS = {
     "Bps", "bool_yes_no", "bytes", "celsius", "dateTimeFromNow", "joule", "none", "percentunit", "s", "sci", "short",
     "string", "watt",
@@ -216,13 +205,16 @@ class Analysis:
             labels = set().union(*(argument for argument in arguments if argument))
             if node.func.name == "histogram_quantile":
                 labels -= {"le"}
-            return None if node.func.name == "time" else labels
+            elif node.func.name == "label_replace":
+                labels |= {node.args[1].val}
+            return None if node.func.name in ("time", "scalar") else labels
         return None
 
     def _selector(self, node: Any, in_rate: bool) -> set[str]:
         name = node.name or ""
-        if name == "ALERTS":
-            labels, counter = ALERTS_LABELS, False
+        recorded = labels_of_recorded(name)
+        if recorded is not None:
+            labels, counter = {*recorded}, False
         else:
             base = re.sub(r"_(bucket|sum|count)$", "", name)
             metric = BY_NAME.get(base if base in BY_NAME and BY_NAME[base].type == "histogram" else name)
@@ -273,3 +265,17 @@ class Analysis:
         if unknown := copied - one:
             self.findings.append(f"copies {sorted(unknown)}, which are no labels of the one side")
         return many | copied
+
+
+@cache
+def labels_of_recorded(name: str) -> frozenset[str] | None:
+    """Return the labels that the rules give a series; None for one that no rule makes. ALERTS is made by all alerts."""
+    if name == "ALERTS":
+        made = [(rule["expr"], {*rule["labels"], "alertname", "alertstate"}) for rule in rules() if "alert" in rule]
+    else:
+        # A rule that reads its own name adds no label to what it reads.
+        made = [(rule["expr"], {*rule.get("labels", {})}) for rule in rules() if rule.get("record") == name]
+        made = [(expr, own) for expr, own in made if name not in expr]
+    if not made:
+        return None
+    return frozenset().union(*(Analysis(expr, selects=False, totals_allowed=True).labels | own for expr, own in made))

@@ -112,14 +112,13 @@ ALERTS = [
 
 
 def write(path: Path, end: int) -> None:
-    """Write the half hour up to the Unix time `end`."""
+    """Write the half hour up to the Unix time `end`; the line that ends such a text is left out."""
     with path.open("w", encoding="utf-8") as file:
         for name, labels, metric in _series():
             text = ",".join(f'{label}="{value}"' for label, value in {**SCRAPE, **labels}.items())
             for passed in range(0, DURATION_SECONDS + 1, STEP_SECONDS):
                 value = _value(name, metric, labels, passed, end - DURATION_SECONDS)
                 file.write(f"{name}{{{text}}} {value!r} {end - DURATION_SECONDS + passed}\n")
-        file.write("# EOF\n")
 
 
 def _series() -> Iterator[tuple[str, Labels, Metric | None]]:
