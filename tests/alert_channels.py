@@ -108,7 +108,8 @@ def labelled(
             "dashboard_url": "http://127.0.0.1:3000/d/trainvitals-run?"
             + urllib.parse.urlencode({"var-run": given.get("run", ""), "from": 1, "to": "now"}),
         },
-        "startsAt": (now - timedelta(minutes=5)).isoformat(),
+        # Alertmanager waits for others to join a new group, but not if an alert began longer ago than it would wait.
+        "startsAt": (now + timedelta(minutes=-5 if ended else 5)).isoformat(),
         "endsAt": (now if ended else now + timedelta(hours=1)).isoformat(),
     }
 
