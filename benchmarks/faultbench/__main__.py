@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="REGEX", help="scenarios whose names match; may be repeated")
     parser.add_argument("--list", action="store_true", help="name the scenarios and what they expect")
     parser.add_argument("--factor", type=float, help="play at this compression instead of each scenario's own")
-    parser.add_argument("--jobs", type=int, default=14, help="small runs at once (default 14, for two cores)")
+    parser.add_argument("--jobs", type=int, default=12, help="small runs at once (default 12, for two cores)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table there")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep logs and data there")
     options = parser.parse_args()
@@ -52,7 +52,7 @@ def main() -> int:
     text = "\n".join([*judgement.table(verdicts), "", *Totals.of(verdicts).lines()])
     print(f"\n{text}")
     if options.write:
-        options.write.write_text(_page(text))
+        options.write.write_text(_page(text, options.only))
     return 0 if all(verdict.good for verdict in verdicts) else 1
 
 
@@ -96,9 +96,10 @@ def _tell(verdict: Verdict) -> None:
     print(f"{told:5}{verdict.scenario.name}: {fired}{cause}{late}{more} {verdict.trouble}", flush=True)
 
 
-def _page(text: str) -> str:
+def _page(text: str, only: list[str] | None) -> str:
     explained = "Written by `make faultbench`; [what is played, and how to read this](faultbench.md)."
-    return f"# What the alerts caught\n\n{explained}\n\n{text}\n"
+    part = f"\n\nA part of it: `{' '.join(f'--only {pattern}' for pattern in only)}`." if only else ""
+    return f"# What the alerts caught\n\n{explained}{part}\n\n{text}\n"
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ _EXAMPLE: Final[tuple[tuple[str, str, str | None, str, Allowed], ...]] = (
 def _example(stage: str, fault: str, expect: str | None, says: str, allowed: Allowed) -> Scenario:
     name, pace = f"example-{stage}-{'healthy' if expect is None else fault}", 0.5 if stage == "s2" else 0.12
     scenario = Scenario(
-        name, "example", fault, expect, says, allowed, arguments=("--stage", stage), pace=pace, weight=4
+        name, "example", fault, expect, says, allowed, arguments=("--stage", stage), pace=pace, weight=3 if stage == "s2" else 2
     )  # fmt: skip
     if fault == "loss-spike":
         # In compressed time ten minutes would hold too few iterations for several of its spikes.
