@@ -1,6 +1,6 @@
 """Puts newer monitoring programs than the distribution's into a folder: ``python -m tests.newer_tools DIR``.
 
-They are those of Debian's unstable branch, whose files hold all that the programs need. Nothing is installed. A mirror
+They are those of Debian's testing branch, whose files hold all that the programs need. Nothing is installed. A mirror
 other than Debian's own is taken from the environment variable TRAINVITALS_DEBIAN_MIRROR.
 """
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 MIRROR: Final = "http://deb.debian.org/debian"
-# promtool comes with the first, amtool with the second, vmalert with the third.
-PACKAGES: Final = ("prometheus", "prometheus-alertmanager", "victoria-metrics")
+# amtool comes with Alertmanager, vmalert with VictoriaMetrics.
+PACKAGES: Final = ("prometheus", "promtool", "prometheus-alertmanager", "victoria-metrics")
 _SECONDS: Final = 60
 
 
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     architecture = subprocess.run(
         ["dpkg", "--print-architecture"], stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
-    index = _fetch(f"{mirror}/dists/sid/main/binary-{architecture}/Packages.xz")
+    index = _fetch(f"{mirror}/dists/testing/main/binary-{architecture}/Packages.xz")
     entries = lzma.decompress(index).decode()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -39,7 +39,7 @@ def mirror(tmp_path: Path) -> Path:
         )
         entries.append(f"Package: {package}\nVersion: 9-1\nFilename: pool/none.deb\nSHA256: {digest}\n")
         entries.append(f"Package: {package}-more\nVersion: 99-1\nFilename: pool/none.deb\nSHA256: {digest}\n")
-    index = root / "dists" / "sid" / "main" / f"binary-{architecture}" / "Packages.xz"
+    index = root / "dists" / "testing" / "main" / f"binary-{architecture}" / "Packages.xz"
     index.parent.mkdir(parents=True)
     index.write_bytes(lzma.compress("\n".join(entries).encode(), preset=0))
     return root

@@ -120,10 +120,10 @@ class SteadyGrowth:
 
 def _steady_growth(floors: list[tuple[float, float]]) -> float:
     """The least of three estimates, each of which sees through another thing that is no growth."""
-    half, quarter = len(floors) // 2, len(floors) // 4
+    half = len(floors) // 2
     steps = _middle(_slope([a], [b]) for a, b in pairwise(floors))  # one step up
     halves = _slope(floors[:half], floors[half:])  # a saw-tooth
-    lately = _slope(floors[-2 * quarter : -quarter], floors[-quarter:])  # a warm-up that has come to its end
+    lately = _slope(floors[-2:-1], floors[-1:])  # a warm-up that has come to its end
     return max(0.0, min(steps, halves, lately))
 
 

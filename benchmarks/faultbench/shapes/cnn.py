@@ -63,6 +63,7 @@ class Fault:
 
     workers = 0
     amp = False
+    amp_growth_steps = 50
     slow_loader = False
     checkpoint_seconds = 600.0  # at real scale
 
@@ -412,9 +413,10 @@ class AmpCollapse(Fault):
 
 
 class AmpSkips(Fault):
-    """One step in four overflows."""
+    """One step in four overflows, as often as the scale grows."""
 
     amp = True
+    amp_growth_steps = 3
 
     def gradients(self, model: nn.Module) -> None:
         if self.course.sick and self.course.iteration % 4 == 0:
@@ -471,7 +473,7 @@ def main() -> None:
         model.load_state_dict(torch.load(newest))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_restarts(step, fault))
-    scaler = GradScaler("cpu", enabled=fault.amp, init_scale=1024.0, growth_interval=50)
+    scaler = GradScaler("cpu", enabled=fault.amp, init_scale=1024.0, growth_interval=fault.amp_growth_steps)
     dataset = Images(course.seed)
     loader = DataLoader(dataset, batch_size=BATCH, num_workers=fault.workers)
     saved = 0.0
