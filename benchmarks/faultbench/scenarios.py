@@ -216,9 +216,10 @@ _EXAMPLE: Final[tuple[tuple[str, str, str | None, str, Allowed], ...]] = (
 
 
 def _example(stage: str, fault: str, expect: str | None, says: str, allowed: Allowed) -> Scenario:
-    name, pace = f"example-{stage}-{'healthy' if expect is None else fault}", 0.5 if stage == "s2" else 0.12
+    name = f"example-{stage}-{'healthy' if expect is None else fault}"
+    pace, weight = (0.5, 3) if stage == "s2" else (0.12, 2)
     scenario = Scenario(
-        name, "example", fault, expect, says, allowed, arguments=("--stage", stage), pace=pace, weight=3 if stage == "s2" else 2
+        name, "example", fault, expect, says, allowed, arguments=("--stage", stage), pace=pace, weight=weight
     )  # fmt: skip
     if fault == "loss-spike":
         # In compressed time ten minutes would hold too few iterations for several of its spikes.
