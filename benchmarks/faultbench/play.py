@@ -30,7 +30,9 @@ from tests.fake_nvml.build import build
 
 BENCH: Final = Path(__file__).parent
 GPUS: Final = 48
+# How far Prometheus looks back for the newest sample: its default, and what a busy machine needs in real time.
 _LOOKBACK_SECONDS: Final = 300.0
+_SHORTEST_LOOKBACK_SECONDS: Final = 60.0
 _KEEP_ENDED_SECONDS: Final = 900.0
 # Torch takes its time to be imported, many times at once even more.
 _START_SECONDS: Final = 120.0
@@ -90,6 +92,7 @@ class Ward:
         self._receiver = self._cleanup.enter_context(Receiver())
         self._programs = self._cleanup.enter_context(Programs(self._work))
         webhook = f"http://127.0.0.1:{self._receiver.port}/"
+        lookback = max(_LOOKBACK_SECONDS / self._factor, _SHORTEST_LOOKBACK_SECONDS)
         tuning = stack.Tuning(
             prepare=self._compress,
             exporter_environment={
@@ -99,7 +102,7 @@ class Ward:
                 "FAKE_NVML_STATE": str(self._work / "driver-state"),
             },
             exporter_arguments=["--keep-ended", str(_KEEP_ENDED_SECONDS / self._factor)],
-            prometheus_arguments=[f"--query.lookback-delta={duration(_LOOKBACK_SECONDS / self._factor)}"],
+            prometheus_arguments=[f"--query.lookback-delta={duration(lookback)}"],
             grafana=False,
         )
         self.addresses = stack.start_native(self._programs, self._work, self._work / "runs", webhook, tuning)

@@ -202,9 +202,9 @@ class Hang(Fault):
 
 
 class HostLeak(Fault):
-    """Outputs are kept in a list: 3.6 % of the machine's memory in an hour."""
+    """Outputs are kept in a list: 8 % of the machine's memory in an hour."""
 
-    per_hour = 0.036
+    per_hour = 0.08
 
     def __init__(self, course: Course) -> None:
         super().__init__(course)
