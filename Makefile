@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX),@true)
 CHECKED := hooks exporter grafana prometheus deploy examples tests benchmarks
 
-.PHONY: help demo test test-slow test-gpu check bench dashboards channels docs kubernetes tools newer-tools node-exporter compose-client clean
+.PHONY: help demo test test-slow test-gpu check bench faultbench dashboards channels docs kubernetes tools newer-tools node-exporter compose-client clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -38,6 +38,9 @@ bench: $(VENV)/.test $(VENV)/rivals  ## what hooks and scrapes cost, beside the 
 	$(BIN)/python -m benchmarks.hooks
 	$(BIN)/python -m benchmarks.rivals --traceml $(VENV)/rivals
 	$(BIN)/python -m benchmarks.scrape --rivals $(VENV)/rivals
+
+faultbench: $(VENV)/.test tools  ## faults and healthy runs through the whole stack: what is caught, what is a false alarm (40 minutes)
+	$(BIN)/python -m benchmarks.faultbench --write docs/faultbench-results.md
 
 dashboards: $(VENV)/.test  ## build grafana/dashboards from grafana/definitions
 	$(BIN)/python grafana/build.py
