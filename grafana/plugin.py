@@ -100,7 +100,12 @@ class SafeExpand:
 
 
 class Panels(SafeExpand, panels.Panels):
-    """The panels of a row."""
+    """The panels of a row. One with `like` is as that says, except for what it says itself."""
+
+    def gen_json_from_data(self, data: list[Json], context: Any) -> Any:
+        """Return the panels in order."""
+        whole = [{kind: panel.get("like", {}) | panel for kind, panel in item.items()} for item in data]
+        return super().gen_json_from_data(whole, context)
 
 
 class Rows(SafeExpand, rows.Rows):
@@ -282,20 +287,27 @@ def thresholds(steps: list[Any]) -> Json:
     }
 
 
+SPECIAL = {"nan": "nan", "empty": "null"}
+
+
 def mappings(items: list[list[Any]]) -> list[Json]:
-    """[[1, starting, blue], [nan, NaN, red]]: a value, the text shown for it, and its colour."""
-    values = {str(value): {"text": shown, "color": color} for value, shown, color in items if value != "nan"}
-    special = [{"text": shown, "color": color} for value, shown, color in items if value == "nan"]
-    for index, result in enumerate([*values.values(), *special]):
-        result["index"] = index
-    return [
-        *([{"type": "value", "options": values}] if values else []),
-        *({"type": "special", "options": {"match": "nan", "result": result}} for result in special),
-    ]
+    """[[1, starting, blue], [nan, NaN, red], [empty, –, text]]: a value, the text shown for it, and its colour."""
+    values: Json = {}
+    special: list[Json] = []
+    for index, (value, shown, color) in enumerate(items):
+        result = {"text": shown, "color": color, "index": index}
+        if value in SPECIAL:
+            special.append({"type": "special", "options": {"match": SPECIAL[value], "result": result}})
+        else:
+            values[str(value)] = result
+    return [*([{"type": "value", "options": values}] if values else []), *special]
 
 
 class Timeseries(Panel):
-    """Lines over time: `log: true|symlog`, `stack: true`, `style: bars`; a target may have `line: limit|reference`."""
+    """Lines over time: `log: true|symlog`, `stack: true`, `style: bars`; a target may have `line: limit|reference`.
+
+    `colors` gives the series whose names end in a word always the same colour.
+    """
 
     type = "timeseries"
     instant = False
@@ -333,6 +345,16 @@ class Timeseries(Panel):
             custom["thresholdsStyle"] = {"mode": "dashed"}
         return super().field_defaults(data | {"custom": custom})
 
+    def overrides(self, data: Json) -> list[Json]:
+        """Add the fixed colours."""
+        return super().overrides(data) + [
+            {
+                "matcher": {"id": "byRegexp", "options": f"/{word}$/"},
+                "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": color}}],
+            }
+            for word, color in data.get("colors", {}).items()
+        ]
+
 
 class Stat(Panel):
     """One large present value for each series."""
@@ -361,11 +383,12 @@ class Bargauge(Panel):
         "maxVizHeight": 300,
         "minVizHeight": 12,
         "minVizWidth": 8,
-        "namePlacement": "left",
+        "namePlacement": "top",
         "orientation": "horizontal",
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "showUnfilled": True,
         "sizing": "auto",
+        "text": {"titleSize": 13, "valueSize": 16},
         "valueMode": "color",
     }
 
@@ -425,7 +448,7 @@ class Table(Panel):
     """Present facts. `columns` maps each field to its heading, in order; several targets are joined by their labels.
 
     `cells` says, by heading, how a column's values are shown: `unit`, `decimals`, `thresholds`, `mappings`, `min`,
-    `max`, `width` (pixels), `show: color|bar`, and `link` where a click leads.
+    `max`, `width` (pixels), `show: color|bar|text`, and `link` where a click leads.
     """
 
     type = "table"
@@ -467,15 +490,16 @@ class Table(Panel):
             cell = data.get("cells", {}).get(heading, {})
             if str(field).startswith("Value"):
                 cell = {"unit": "none"} | cell
-            if cell:
-                matcher = {"id": "byName", "options": heading}
-                result.append({"matcher": matcher, "properties": list(cell_properties(cell, cells))})
+            # The text for an empty panel would stand in every empty cell, too.
+            properties = [{"id": "noValue", "value": "–"}, *cell_properties(cell, cells)]
+            result.append({"matcher": {"id": "byName", "options": heading}, "properties": properties})
         return result
 
 
 CELLS: dict[str, Json] = {
     "color": {"mode": "basic", "type": "color-background"},
     "bar": {"mode": "basic", "type": "gauge", "valueDisplayMode": "text"},
+    "text": {"type": "color-text"},
 }
 
 

@@ -187,6 +187,8 @@ def _queries(dashboard: Json) -> Iterator[str]:
             where = f"{panel['title']} {target['refId']}"
             analysis = Analysis(target["expr"], totals_allowed=panel["type"] == "table")
             yield from (f"{where}: {finding}" for finding in analysis.findings)
+            if panel["type"] == "table" and len(panel["targets"]) > 1 and analysis.keeps_name:
+                yield f"{where}: the metric's name is a column, too, so that lines of several queries are not merged"
             shown = target["legendFormat"] if panel["type"] != "table" else _columns(panel)
             yield from (f"{where}: {finding}" for finding in _names(panel, shown, analysis))
     for query in queries(dashboard):
@@ -230,6 +232,7 @@ class Analysis:
     def __init__(self, expr: str, *, totals_allowed: bool = False, selects: bool = True) -> None:
         self.findings: list[str] = []
         self.labels: set[str] = set()
+        self.keeps_name = False
         self.pinned: set[str] = set()  # those that can have one value only
         self._totals_allowed = totals_allowed
         self._selects = selects
@@ -241,6 +244,7 @@ class Analysis:
             self.findings.append(f"PromQL: {error}")
         else:
             self.labels = self._labels(tree) or set()
+            self.keeps_name = _keeps_name(tree)
 
     def _labels(self, node: Any, in_rate: bool = False) -> set[str] | None:
         """Return the label names of the result; None for a scalar."""
@@ -326,6 +330,19 @@ class Analysis:
         if unknown := copied - one:
             self.findings.append(f"copies {sorted(unknown)}, which are no labels of the one side")
         return many | copied
+
+
+def _keeps_name(node: Any) -> bool:
+    """Tell whether the series of a result carry the name of a metric."""
+    if isinstance(node, promql.ParenExpr):
+        return _keeps_name(node.expr)
+    if isinstance(node, promql.BinaryExpr):
+        if str(node.op) == "or":
+            return _keeps_name(node.lhs) or _keeps_name(node.rhs)
+        return str(node.op) in ("and", "unless", ">", "<", ">=", "<=", "==", "!=") and _keeps_name(node.lhs)
+    return isinstance(node, promql.VectorSelector) or (
+        isinstance(node, promql.Call) and node.func.name == "last_over_time"
+    )
 
 
 @cache

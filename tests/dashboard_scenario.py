@@ -27,7 +27,7 @@ STEP_SECONDS = 15
 clock: Array = np.arange(0, DURATION_SECONDS + 1, STEP_SECONDS, dtype=np.float64)
 ONE: Array = np.ones_like(clock)
 SHOWN_AFTER_END_MINUTES = 15
-GB = 1e9
+GIB = 2.0**30
 
 
 class Series(NamedTuple):
@@ -71,9 +71,9 @@ class Run:
     optimizers: tuple[str, ...] = ("AdamW",)
     waits: float = 0.06  # usual share of time spent waiting for data
     starved: tuple[float, float] = (0, 0)
-    allocated: float = 9.0  # GB after a step
+    allocated: float = 9.0  # GiB after a step
     capacity: float = 24.0
-    leak: float = 0.0  # GB an hour, from the 30th minute of its age on
+    leak: float = 0.0  # GiB an hour, from the 30th minute of its age on
     explodes: float = 1e6
     hot_rank: int = -1
     loss: float = 4.0
@@ -129,7 +129,7 @@ class Run:
         return np.clip(busy * 1.02 * spinning * noise(f"{self.name}{rank}", 0.02), 0, 1) * self.live
 
     def memory(self, rank: int) -> Array:
-        """Return the allocated GB after a step."""
+        """Return the allocated GiB after a step."""
         leak = self.leak * np.maximum(self.age / 3600 - 0.5, 0)
         saw = 0.06 * self.allocated * np.abs(np.sin(self.age / 53 + rank))
         return (self.allocated * (1 - 0.3 * np.exp(-np.maximum(self.age, 0) / 60)) + saw + leak) * ONE
@@ -154,6 +154,7 @@ def run_series(run: Run) -> Iterator[Series]:
 def rank_series(run: Run, rank: int) -> Iterator[Series]:
     """Yield what the hooks of one rank write."""
     who = {"run": run.name, "rank": str(rank)}
+    last = int(min(run.end * 60, DURATION_SECONDS) // STEP_SECONDS)  # what was written then stays
     for name, own, values in (
         *_facts(run, rank),
         *_progress(run, rank),
@@ -161,7 +162,7 @@ def rank_series(run: Run, rank: int) -> Iterator[Series]:
         *_cuda_memory(run, rank),
         *_input_and_checkpoints(run),
     ):
-        yield Series(name, {**who, **own}, values * run.shown)
+        yield Series(name, {**who, **own}, np.where(clock > run.end * 60, values[last], values) * run.shown)
 
 
 def _facts(run: Run, rank: int) -> Iterator[Series]:
@@ -258,9 +259,9 @@ def _maths(run: Run, rank: int) -> Iterator[Series]:
 
 def _cuda_memory(run: Run, rank: int) -> Iterator[Series]:
     own = {"device": str(rank)}
-    allocated = run.memory(rank) * GB
+    allocated = run.memory(rank) * GIB
     peak = np.maximum.accumulate(np.where(run.live == 1, allocated, 0)) * 1.35
-    reserved = np.minimum(np.ceil(peak / GB) + 1.5, run.capacity * 0.98) * GB
+    reserved = np.minimum(np.ceil(peak / GIB) + 1.5, run.capacity * 0.98) * GIB
     first = run.age > 1500
     failed = ONE * ((clock >= run.end * 60) & (run.state == "out_of_memory"))
     yield Series("cuda_memory_allocated_bytes", own, allocated)
@@ -271,7 +272,7 @@ def _cuda_memory(run: Run, rank: int) -> Iterator[Series]:
     yield Series("cuda_alloc_retries_total", own, 3 * failed)
     yield Series("cuda_ooms_total", own, failed)
     if run.state == "out_of_memory":
-        yield Series("cuda_oom_requested_bytes", own, np.where(run.end * 60 <= clock, 2.5 * GB, np.nan))
+        yield Series("cuda_oom_requested_bytes", own, np.where(run.end * 60 <= clock, 2.5 * GIB, np.nan))
 
 
 def _input_and_checkpoints(run: Run) -> Iterator[Series]:
@@ -287,10 +288,10 @@ def _input_and_checkpoints(run: Run) -> Iterator[Series]:
     known = np.where(saved > 0, 1, np.nan)
     yield Series("checkpoint_saves_total", {}, saved)
     yield Series("checkpoint_seconds_total", {}, 6.2 * saved)
-    yield Series("checkpoint_last_bytes", {}, 1.1 * GB * known)
+    yield Series("checkpoint_last_bytes", {}, 1.1 * GIB * known)
     yield Series("checkpoint_last_timestamp_seconds", {}, (run.start * 60 + 600 * saved) * known)
     yield Series("checkpoint_last_interval_iterations", {}, np.floor(600 * run.speed) * known)
-    yield Series("checkpoint_filesystem_avail_bytes", {}, (200 - 1.1 * saved) * GB * known)
+    yield Series("checkpoint_filesystem_avail_bytes", {}, (200 - 1.1 * saved) * GIB * known)
 
 
 def process_series(run: Run, rank: int) -> Iterator[Series]:
@@ -304,10 +305,10 @@ def process_series(run: Run, rank: int) -> Iterator[Series]:
         of_role = {**who, "role": role}
         worker = role == "dataloader_worker"
         cores = (0.35 * number * (1 + 0.5 * starved)) if worker else 0.95 * (1 - run.phases["data_wait"])
-        size = (0.9 * number if worker else 3.4 + 0.2 * np.maximum(run.age, 0) / 3600) * GB
+        size = (0.9 * number if worker else 3.4 + 0.2 * np.maximum(run.age, 0) / 3600) * GIB
         blocked = np.round(0.6 * number * starved) if worker else 0 * clock
         read = (4e6 + 5e7 * starved) * number if worker else 1e6 * ONE
-        written = 1.1 * GB / STEP_SECONDS * run.saves if role == "main" and rank == 0 else 0 * clock
+        written = 1.1 * GIB / STEP_SECONDS * run.saves if role == "main" and rank == 0 else 0 * clock
         for name, values in {
             "process_cpu_seconds_total": total(cores * run.live),
             "process_resident_bytes": size * ONE,
@@ -321,8 +322,8 @@ def process_series(run: Run, rank: int) -> Iterator[Series]:
             yield Series(name, of_role, values * live)
         for state, count in {"running": number - blocked, "blocked": blocked}.items():
             yield Series("processes", {**of_role, "state": state}, count * live)
-    yield Series("shm_size_bytes", who, 16 * GB * live)
-    yield Series("shm_avail_bytes", who, (15 - 0.5 * run.workers) * GB * live)
+    yield Series("shm_size_bytes", who, 16 * GIB * live)
+    yield Series("shm_avail_bytes", who, (15 - 0.5 * run.workers) * GIB * live)
     owner = dict.fromkeys(BY_NAME["trainvitals_run_owner_info"].labels, "") | {"user": "ada"}
     yield Series("run_owner_info", {**who, **owner}, live)
     where = {"mountpoint": "/data" if run.disk == "sda" else "/", "device": run.disk}
@@ -344,14 +345,14 @@ def gpu_series(gpu: Gpu) -> Iterator[Series]:
     """Yield what NVML tells of a GPU."""
     who = {"uuid": gpu.uuid, "gpu": str(gpu.number)}
     users = [(run, rank) for run in RUNS for rank, uuid in enumerate(run.gpus) if uuid == gpu.uuid]
-    busy, used = 0 * clock, 0.4 * GB * ONE
+    busy, used = 0 * clock, 0.4 * GIB * ONE
     for run, rank in users:
         busy = busy + run.utilization(rank)
-        own = run.memory(rank) * 1.5 * GB
-        used = used + np.minimum(own, (gpu.memory - 1) * GB) * run.live
+        own = run.memory(rank) * 1.5 * GIB
+        used = used + np.minimum(own, (gpu.memory - 1) * GIB) * run.live
         pid = {"pid": str(4100 + rank), "run": run.name, "rank": str(rank)}
         live = np.where(run.live == 1, 1.0, np.nan)
-        held = np.minimum(own, (gpu.memory - 1) * GB)
+        held = np.minimum(own, (gpu.memory - 1) * GIB)
         yield Series("gpu_process_memory_bytes", {**who, **pid}, held * live)
         yield Series("gpu_process_utilization_ratio", {**who, **pid}, run.utilization(rank) * live)
     hot = between(80, 110) if gpu.uuid == HOT_GPU else 0 * clock
@@ -363,10 +364,10 @@ def gpu_series(gpu: Gpu) -> Iterator[Series]:
         "utilization_ratio": busy,
         "utilization_ratio_max": np.minimum(busy * 1.15, 1),
         "memory_bandwidth_utilization_ratio": 0.55 * busy,
-        "memory_total_bytes": gpu.memory * GB * ONE,
+        "memory_total_bytes": gpu.memory * GIB * ONE,
         "memory_used_bytes": used,
-        "memory_free_bytes": gpu.memory * GB - used,
-        "memory_reserved_bytes": 0.3 * GB * ONE,
+        "memory_free_bytes": gpu.memory * GIB - used,
+        "memory_reserved_bytes": 0.3 * GIB * ONE,
         "power_watts": watts,
         "power_limit_watts": gpu.watts * ONE,
         "temperature_celsius": np.round(degrees),
@@ -425,10 +426,10 @@ def host_series(host: str, cores: int, memory: float) -> Iterator[Series]:
             yield Series("host_pressure_seconds_total", {"resource": resource, "kind": kind}, total(share * ONE))
     for name, values in {
         "load1": 0.3 + 5 * active + 6 * starved,
-        "memory_total_bytes": memory * GB * ONE,
-        "memory_available_bytes": (memory - 6 - resident) * GB,
-        "swap_total_bytes": 8 * GB * ONE,
-        "swap_free_bytes": 7.9 * GB * ONE,
+        "memory_total_bytes": memory * GIB * ONE,
+        "memory_available_bytes": (memory - 6 - resident) * GIB,
+        "swap_total_bytes": 8 * GIB * ONE,
+        "swap_free_bytes": 7.9 * GIB * ONE,
     }.items():
         yield Series(f"host_{name}", {}, values)
     from_disk = np.clip(sum((run.live * (run.disk == "sda") for run in here), 0 * clock), 0, 1)
@@ -438,11 +439,11 @@ def host_series(host: str, cores: int, memory: float) -> Iterator[Series]:
         yield Series("host_disk_busy_seconds_total", {"device": device}, total(busy * noise(device, 0.01)))
         yield Series("host_disk_read_bytes_total", {"device": device}, total(speed * busy))
         saves = sum((run.saves * run.live for run in here), 0 * clock) * (device == "nvme0n1")
-        yield Series("host_disk_written_bytes_total", {"device": device}, total(1e6 + 1.1 * GB / 15 * saves))
+        yield Series("host_disk_written_bytes_total", {"device": device}, total(1e6 + 1.1 * GIB / 15 * saves))
     for mountpoint, device, size, free in (("/", "nvme0n1", 1000, 180), ("/data", "sda", 8000, 2600)):
         where = {"mountpoint": mountpoint}
-        yield Series("host_filesystem_size_bytes", where, size * GB * ONE)
-        yield Series("host_filesystem_avail_bytes", where, (free - 12 * clock / 7200) * GB)
+        yield Series("host_filesystem_size_bytes", where, size * GIB * ONE)
+        yield Series("host_filesystem_avail_bytes", where, (free - 12 * clock / 7200) * GIB)
         yield Series("host_filesystem_disk_info", {**where, "device": device}, ONE)
     for direction in ("receive", "transmit"):
         rate = 2e5 + 3e7 * active * (host == "gpu03")
