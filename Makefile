@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Set TORCH_INDEX to the package index of CPU builds that pytorch.org names, to be spared gigabytes of CUDA.
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX),@true)
-CHECKED := hooks exporter grafana examples tests benchmarks
+CHECKED := hooks exporter grafana prometheus examples tests benchmarks
 
-.PHONY: help demo test test-slow test-gpu check bench dashboards docs tools node-exporter compose-client clean
+.PHONY: help demo test test-slow test-gpu check bench dashboards channels docs tools newer-tools node-exporter compose-client clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -19,7 +19,7 @@ help:  ## this list
 demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the alert that arrives (three minutes)
 	$(BIN)/python examples/demo/demo.py
 
-test: $(VENV)/.test tools node-exporter compose-client check  ## everything that a change has to pass
+test: $(VENV)/.test tools newer-tools node-exporter compose-client check  ## everything that a change has to pass
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(VENV)/.test tools  ## what takes longer than a few minutes
@@ -31,7 +31,7 @@ test-gpu: $(VENV)/.test  ## the hooks on this machine's GPU
 check: $(VENV)/.test  ## ruff and mypy alone
 	ruff check $(CHECKED)
 	ruff format --check $(CHECKED)
-	mypy hooks exporter grafana/build.py examples/demo tests benchmarks
+	mypy hooks exporter grafana/build.py prometheus/alertmanager/build.py examples/demo tests benchmarks
 	MYPYPATH=examples mypy examples/voice_clone
 
 bench: $(VENV)/.test $(VENV)/rivals  ## what hooks and scrapes cost, beside the budgets and others
@@ -42,11 +42,14 @@ bench: $(VENV)/.test $(VENV)/rivals  ## what hooks and scrapes cost, beside the 
 dashboards: $(VENV)/.test  ## build grafana/dashboards from grafana/definitions
 	$(BIN)/python grafana/build.py
 
+channels: $(VENV)/.test  ## build prometheus/alertmanager from its folder source
+	$(BIN)/python prometheus/alertmanager/build.py
+
 docs: $(VENV)/.test  ## build docs/metrics.md from the catalogue
 	$(BIN)/trainvitals metrics --format markdown > docs/metrics.md
 
 # Debian and Ubuntu start these packages as services on their usual ports; nothing here uses or touches those.
-# TRAINVITALS_TEST_WITHOUT="prometheus docker-compose" tells that such a program cannot be had: its tests are named as not run.
+# TRAINVITALS_TEST_WITHOUT="prometheus newer-tools docker-compose" tells that such a program cannot be had: its tests are named as not run.
 APT_INSTALL = root=; [ "$$(id -u)" = 0 ] || root=sudo; \
 	if ! command -v apt-get >/dev/null || ! command -v $${root:-true} >/dev/null; then \
 	  echo "$(1) cannot be installed from here: please put it on PATH" >&2; exit 1; \
@@ -60,6 +63,11 @@ tools:
 	command -v alertmanager >/dev/null || command -v prometheus-alertmanager >/dev/null || missing=yes; \
 	[[ -n "$${missing:-}" && " $${TRAINVITALS_TEST_WITHOUT:-} " != *" prometheus "* ]] || exit 0; \
 	$(call APT_INSTALL,Prometheus (with promtool) and Alertmanager (with amtool),prometheus prometheus-alertmanager)
+
+# Beside the versions of the distribution: what is newer than they are is tested with these.
+newer-tools: | $(BIN)/python
+	@[[ " $${TRAINVITALS_TEST_WITHOUT:-} " != *" newer-tools "* ]] || exit 0; \
+	$(BIN)/python -m tests.newer_tools $(VENV)/newer
 
 node-exporter:
 	@! command -v node_exporter >/dev/null && ! command -v prometheus-node-exporter >/dev/null || exit 0; \

@@ -44,6 +44,17 @@ def tool(*names: str) -> str:
     return path
 
 
+def newer_tool(name: str) -> str:
+    """The path of a program that `make newer-tools` fetches, newer than the distribution's; else as `tool` does."""
+    folder = Path(__file__).parents[1] / ".venv" / "newer" / "usr" / "bin"
+    if "newer-tools" in os.environ.get("TRAINVITALS_TEST_WITHOUT", "").split():
+        pytest.skip(f"NOT RUN: {name} of newer-tools is missing")
+    path = shutil.which(name, path=str(folder))
+    if path is None:
+        pytest.fail(f"{name} is not in {folder}: `make newer-tools` fetches it; or see the README on doing without")
+    return path
+
+
 @dataclass
 class Launched:
     """A command that ran to its end under ``trainvitals run``, and the run files it left."""

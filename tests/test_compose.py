@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,19 @@ def compose_client() -> list[str]:
 @pytest.fixture(scope="module")
 def config() -> dict[str, Any]:
     """The file as the client resolves it, with the defaults of all variables."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINVITALS_")}
+    return resolved({})
+
+
+def resolved(variables: Mapping[str, str]) -> dict[str, Any]:
+    """The file as the client resolves it with these variables."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRAINVITALS_")} | dict(variables)
     result = subprocess.run(
         [*compose_client(), "-f", REPOSITORY / "compose.yaml", "config"],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    resolved: dict[str, Any] = yaml.safe_load(result.stdout)
-    return resolved
+    content: dict[str, Any] = yaml.safe_load(result.stdout)
+    return content
 
 
 def test_services(config: dict[str, Any]) -> None:
@@ -82,6 +88,29 @@ def test_every_mounted_file_exists() -> None:
     for source in sources:
         if source.startswith("./"):
             assert (REPOSITORY / source).exists(), source
+
+
+@pytest.mark.parametrize(
+    ("chosen", "file"),
+    [
+        ({}, "en/none.yml"),
+        ({"TRAINVITALS_ALERT_CHANNEL": "feishu", "TRAINVITALS_ALERT_LANGUAGE": "zh"}, "zh/feishu.yml"),
+    ],
+)
+def test_alertmanager_takes_the_chosen_channel_and_its_secrets(chosen: dict[str, str], file: str) -> None:
+    alertmanager = resolved(chosen)["services"]["alertmanager"]
+    assert f"--config.file=/etc/alertmanager/{file}" in alertmanager["command"]
+    assert (REPOSITORY / "prometheus" / "alertmanager" / file).exists()
+    mounted = [v if isinstance(v, str) else f"{v['source']}:{v['target']}:ro" for v in alertmanager["volumes"]]
+    assert f"{REPOSITORY}/prometheus/alertmanager:/etc/alertmanager:ro" in mounted
+    assert f"{REPOSITORY}/secrets:/run/secrets:ro" in mounted
+    assert (REPOSITORY / "secrets").is_dir(), "or the engine makes it, and it belongs to root"
+
+
+def test_secrets_are_not_committed() -> None:
+    ignored = ["git", "check-ignore", "secrets/feishu_url", "secrets/README.md"]
+    done = subprocess.run(ignored, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["secrets/feishu_url"]
 
 
 def test_targets_are_the_services() -> None:

@@ -1,4 +1,4 @@
-"""The rules, their unit tests, their runbooks and Alertmanager's configuration fit together and fit the catalogue."""
+"""The rules, their unit tests and their runbooks fit together and fit the catalogue."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Rule = dict[str, Any]
 
 
 def run_tool(name: str, *arguments: str | Path) -> None:
-    """Run promtool or amtool in the folder of the rules; what it finds is the failure's message."""
+    """Run promtool in the folder of the rules; what it finds is the failure's message."""
     done = subprocess.run(
         [tool(name), *map(str, arguments)], cwd=PROMETHEUS, capture_output=True, text=True, check=False
     )
@@ -72,24 +72,6 @@ def test_prometheus_accepts_the_rules() -> None:
 @pytest.mark.parametrize("file", sorted((PROMETHEUS / "tests").glob("*.yml")), ids=lambda file: file.stem)
 def test_rules_fire_when_they_should_and_only_then(file: Path) -> None:
     run_tool("promtool", "test", "rules", file)
-
-
-def test_alertmanager_accepts_its_configuration() -> None:
-    run_tool("amtool", "check-config", "alertmanager/alertmanager.yml")
-
-
-@pytest.mark.parametrize(
-    ("labels", "receiver"),
-    [
-        (["alertname=TrainingRunFailed", "severity=critical", "run=s2"], "default"),
-        (["alertname=TrainingDataStarved", "severity=warning", "run=s2"], "default"),
-        (["alertname=Advice", "severity=info", "run=s2"], "nobody"),
-        (["alertname=Watchdog", "severity=none"], "nobody"),
-    ],
-)
-def test_alerts_are_routed_to(labels: list[str], receiver: str) -> None:
-    configuration = "--config.file=alertmanager/alertmanager.yml"
-    run_tool("amtool", "config", "routes", "test", configuration, f"--verify.receivers={receiver}", *labels)
 
 
 def test_targets_have_the_shape_of_file_discovery() -> None:

@@ -68,11 +68,12 @@ def _configuration(work: Path, targets: Mapping[str, str], webhook: str) -> Path
     shutil.copytree(REPOSITORY / "prometheus", folder)
     for part, file in (("exporter", "trainvitals"), ("prometheus", "prometheus"), ("alertmanager", "alertmanager")):
         (folder / "targets" / f"{file}.yml").write_text(yaml.safe_dump([{"targets": [targets[part]]}]))
-    path = folder / "alertmanager" / "alertmanager.yml"
-    alertmanager = yaml.safe_load(path.read_text())
+    alertmanager = yaml.safe_load((folder / "alertmanager" / "en" / "webhook.yml").read_text())
     (default,) = [receiver for receiver in alertmanager["receivers"] if receiver["name"] == "default"]
-    default["webhook_configs"] = [{"url": webhook}]
-    path.write_text(yaml.safe_dump(alertmanager))
+    default["webhook_configs"] = [{"url": webhook}]  # in place of its url_file, which needs a newer Alertmanager
+    (folder / "alertmanager" / "alertmanager.yml").write_text(yaml.safe_dump(alertmanager))
+    (folder / "secrets").mkdir()
+    (folder / "secrets" / "webhook_url").write_text(webhook)
     return folder
 
 
@@ -139,6 +140,9 @@ class Compose:
             **{f"TRAINVITALS_{part.upper()}_PORT": str(port) for part, port in zip(_PARTS, ports, strict=True)},
             "TRAINVITALS_RUN_DIR": str(run_dir),
             "TRAINVITALS_ALERTMANAGER_CONFIG": str(configuration / "alertmanager"),
+            "TRAINVITALS_ALERT_LANGUAGE": "en",
+            "TRAINVITALS_ALERT_CHANNEL": "webhook",
+            "TRAINVITALS_ALERT_SECRETS": str(configuration / "secrets"),
         }
         file, project = str(REPOSITORY / "compose.yaml"), f"trainvitals-{os.getpid()}"
         self._command = ["docker", "compose", "-f", file, "-p", project]

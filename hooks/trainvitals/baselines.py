@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Final
 
 _RECOMPUTE_EVERY: Final = 16
@@ -81,3 +82,52 @@ class RollingExtreme:
             self._newest = signed
         self._extreme = self._sign * max((extreme for _, extreme in slices), default=math.nan)
         return self._extreme
+
+
+class SteadyGrowth:
+    """How fast the floor of a value has risen since the first, for each step; 0 where it does not rise all the time.
+
+    Values are kept as the floors of 8 to 16 equally long slices: there are no sixteen before half of them are merged.
+    """
+
+    def __init__(self, values_per_slice: int = 8) -> None:
+        self._values_per_slice = values_per_slice
+        self._floors: list[tuple[float, float]] = []  # the step in the middle of each slice, and its floor
+        self._begun = self._count = 0
+        self._floor = math.inf
+        self._growth: float | None = None
+
+    def add(self, step: int, value: float) -> float | None:
+        """Take in a value at a step, later than those before; None before eight slices are complete."""
+        if not self._count:
+            self._begun, self._floor = step, value
+        self._floor = min(self._floor, value)
+        self._count += 1
+        if self._count == self._values_per_slice:
+            self._floors.append(((self._begun + step) / 2, self._floor))
+            self._count = 0
+            if len(self._floors) == 16:
+                self._merge()
+            if len(self._floors) >= 8:
+                self._growth = _steady_growth(self._floors)
+        return self._growth
+
+    def _merge(self) -> None:
+        pairs = zip(self._floors[::2], self._floors[1::2], strict=True)
+        self._floors = [((a + b) / 2, min(low, other)) for (a, low), (b, other) in pairs]
+        self._values_per_slice *= 2
+
+
+def _steady_growth(floors: list[tuple[float, float]]) -> float:
+    """The least of three estimates, each of which sees through another thing that is no growth."""
+    half = len(floors) // 2
+    steps = _middle(_slope([a], [b]) for a, b in pairwise(floors))  # one step up
+    halves = _slope(floors[:half], floors[half:])  # a saw-tooth
+    lately = _slope(floors[-2:-1], floors[-1:])  # a warm-up that has come to its end
+    return max(0.0, min(steps, halves, lately))
+
+
+def _slope(earlier: list[tuple[float, float]], later: list[tuple[float, float]]) -> float:
+    """From the floor of some slices to that of others."""
+    distance = sum(at for at, _ in later) / len(later) - sum(at for at, _ in earlier) / len(earlier)
+    return (min(floor for _, floor in later) - min(floor for _, floor in earlier)) / distance

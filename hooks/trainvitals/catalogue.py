@@ -153,6 +153,11 @@ METRICS: Final = (
         "optimizer", "kind",
     ),
     _metric(
+        RANK, "gradient_explosions_total", "counter",
+        "Explosions that lasted: ten measured steps on end, counted once until the norm is usual again. Single spikes are none.",
+        "optimizer",
+    ),
+    _metric(
         RANK, "gradient_norm_measured_steps_total", "counter",
         "Steps whose gradient norm was measured: all, unless that would cost more than the hooks' share of an iteration.",
         "optimizer",
@@ -176,13 +181,23 @@ METRICS: Final = (
     _metric(RANK, "cuda_memory_allocated_bytes", "gauge", "Memory in use by tensors on this device, at an iteration boundary.", "device"),
     _metric(RANK, "cuda_memory_reserved_bytes", "gauge", "Memory that PyTorch's caching allocator took from the driver.", "device"),
     _metric(RANK, "cuda_memory_inactive_split_bytes", "gauge", "Free parts of split blocks that the allocator cannot return.", "device"),
-    _metric(RANK, "cuda_memory_epoch_peak_bytes", "gauge", "Most memory in use by tensors that was seen in the newest complete epoch.", "device"),
+    _metric(
+        RANK, "cuda_memory_epoch_peak_bytes", "gauge",
+        "Most memory in use by tensors that was seen in the newest complete epoch; during the first, in that so far.",
+        "device",
+    ),
     _metric(RANK, "cuda_alloc_retries_total", "counter", "Times that the allocator had to free its cache and try again.", "device"),
     _metric(RANK, "cuda_ooms_total", "counter", "Allocations that failed for lack of memory, also those that the script survived.", "device"),
     _metric(RANK, "cuda_oom_requested_bytes", "gauge", "Size of the newest allocation that failed.", "device"),
     _metric(
         RANK, "cuda_memory_allocated_floor_bytes", "gauge",
         "Lowest memory in use at a training iteration's boundary within the last 60 seconds; a leak lifts it.",
+        "device",
+    ),
+    _metric(
+        RANK, "cuda_memory_floor_growth_bytes", "gauge",
+        "How much that lowest memory in use has grown with each training iteration since the first, by the most cautious of "
+        "three estimates; 0 unless it grows all the time. Absent until 64 iterations, at most ten a second, were looked at.",
         "device",
     ),
     # A rank: input pipeline.
@@ -210,6 +225,11 @@ METRICS: Final = (
         "DistributedDataParallel's own measurements of the newest iteration that it sampled (the first ten, then one of "
         "a hundred): forward_compute, backward_compute, backward_communication, and the overlap of the latter two.",
         "part",
+    ),
+    _metric(RANK, "ddp_find_unused_parameters", "gauge", "1 if DistributedDataParallel looks for unused parameters at each iteration, else 0."),
+    _metric(
+        RANK, "ddp_unused_parameter_bytes", "gauge",
+        "Size of the parameters that DistributedDataParallel found unused: the most at any iteration that it sampled and we saw.",
     ),
     _metric(RANK, "gc_pause_seconds_total", "counter", "Time that Python's garbage collector took in this process."),
     _metric(RANK, "compile_graphs_total", "counter", "Graphs that torch.compile compiled, recompilations included; still rising late in a run, it recompiles. Absent without it."),

@@ -22,6 +22,8 @@ _DEVIATIONS: Final = 6
 _WIDEST: Final = 1e6
 # What has left the usual is back only when it is this much nearer, so that one episode is not seen as many.
 _HYSTERESIS: Final = 2.0
+# Norms over the limit at so many measured steps on end are no spike any more.
+_LASTS_AFTER: Final = 10
 _LOSS_SPIKE_FACTOR: Final = 1000.0
 # Losses around zero would otherwise turn their noise into spikes.
 _LOSS_FLOOR: Final = 1e-3
@@ -90,11 +92,13 @@ class OptimizerVitals:
         self._usual_norm: float | None = None
         self._norm_max = RollingExtreme()
         self._norm_state = ""
+        self._explosive_on_end = 0
         self._gauges: dict[str, tuple[int, float]] = {}
         self._learning_rates: dict[int, int] = {}
         self._steps = writer.slot("trainvitals_optimizer_steps_total", optimizer=label)
         self._measured = writer.slot("trainvitals_gradient_norm_measured_steps_total", optimizer=label)
         self._skipped: int | None = None
+        self._explosions = writer.slot("trainvitals_gradient_explosions_total", optimizer=label)
         self._anomalies = {
             (name, kind): writer.slot(f"trainvitals_{name}_anomalies_total", optimizer=label, kind=kind)
             for name, kinds in (("loss", catalogue.LOSS_ANOMALIES), ("gradient", catalogue.GRADIENT_ANOMALIES))
@@ -148,6 +152,9 @@ class OptimizerVitals:
         low, high = self._norm_limits
         if self._norm_state or not low <= value <= high:
             self._norm_state = self._judge(value)
+            self._explosive_on_end = self._explosive_on_end + 1 if self._norm_state == "explosion" else 0
+            if self._explosive_on_end == _LASTS_AFTER:
+                self._values[self._explosions] += 1
             if self._norm_state:
                 usual = self._norm_baseline.median
                 self._anomaly("gradient", self._norm_state, value, usual, moment, evidence)

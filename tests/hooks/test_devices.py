@@ -176,6 +176,25 @@ fake.report(wall=time.perf_counter() - start)
     assert len(about["statistics_times"]) <= about["wall"] / 0.1 + 2 + looking_for_devices
 
 
+def test_how_much_memory_grows_with_each_iteration(on_fake: OnFake) -> None:
+    rank, about = on_fake.train("""
+import trainvitals.attachment as attachment, trainvitals.instruments.cuda_memory as cuda_memory
+cuda_memory._EVERY_SECONDS = 0.0  # as if each iteration took a tenth of a second
+fake.init()
+def train(iterations):
+    for i, (x, y) in zip(iterations, loader(len(iterations))):
+        fake.use(0, 1000 + 10 * i + 300 * (i % 5)); fake.use(2, 500 + 300 * (i > 40))
+        step(x, y)
+train(range(60))
+early = [sample.name for sample in attachment._attachment.session.writer.samples()]
+train(range(60, 200))
+fake.report(early=early)
+""")
+    assert "trainvitals_cuda_memory_floor_growth_bytes" not in about["early"]
+    assert "trainvitals_cuda_memory_epoch_peak_bytes" in about["early"]  # though no epoch has ended
+    assert by_label(rank, "cuda_memory_floor_growth_bytes") == {"0": pytest.approx(10, rel=0.1), "2": 0}
+
+
 def test_the_peak_of_an_epoch(on_fake: OnFake) -> None:
     _, about = on_fake.train("""
 import trainvitals.attachment as attachment

@@ -90,6 +90,23 @@ def test_an_episode_lasts_until_the_norm_is_well_back(generous: Warm) -> None:
     assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 3
 
 
+@pytest.mark.parametrize(
+    ("factors", "explosions"),
+    [
+        ("[1.0] * 100 + [20.0] * 9 + [1.0] * 20", 0),
+        ("[1.0] * 100 + ([20.0] * 9 + [1.0]) * 8", 0),
+        ("[1.0] * 100 + [20.0] * 60 + [1.0] * 20", 1),
+        ("[1.0] * 100 + ([20.0] * 10 + [1.0]) * 2 + [20.0, 40.0, 6.0, 80.0] * 5", 3),
+        ("[1.0] * 100 + [20.0] * 5 + [math.nan] + [20.0] * 9", 0),
+        ("[1.0] * 40 + [20.0] * 20", 0),  # the usual is not known yet
+        ("[1.0] * 100 + [1e-5] * 20", 0),
+    ],
+)
+def test_an_explosion_that_lasts_is_counted_once(generous: Warm, factors: str, explosions: int) -> None:
+    rank = train(generous, f"import math\nfor f in {factors}: step(f)\n")
+    assert rank.value("trainvitals_gradient_explosions_total", optimizer="0") == explosions
+
+
 def test_a_step_with_an_odd_loss_is_measured_out_of_turn(process: Warm) -> None:
     text = "for i in range(400): step(5000.0 if i % 100 == 53 else 1.0)\n"
     rank = train(process, UNTIL_SETTLED + text)

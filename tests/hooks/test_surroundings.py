@@ -9,7 +9,7 @@ import sys
 import pytest
 from trainvitals.runfile import RunFile
 
-from tests.conftest import Launcher
+from tests.conftest import Launcher, run_files
 from tests.hooks.test_values import PRELUDE, errors, train
 
 
@@ -197,6 +197,44 @@ if __name__ == "__main__":
         assert 0.02 <= parts["forward_compute"] < parts["backward_compute"] < 60
         assert 0 < parts["overlap"] <= parts["backward_communication"]
         assert errors(rank) == []
+
+
+def test_ddp_tells_what_it_found_unused(launcher: Launcher) -> None:
+    """Four trainings: what is unused at most iterations, never, not looked for, looked for once."""
+    script = launcher.script("""
+import time, torch, trainvitals
+import torch.distributed as dist, torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel as DDP
+class Model(torch.nn.Module):
+    def __init__(self): super().__init__(); self.first = torch.nn.Linear(4, 4); self.last = torch.nn.Linear(4, 1)
+    def forward(self, x, whole): return self.last(self.first(x)) if whole else self.first(x)
+def train(every, **arguments):
+    model = DDP(Model(), **arguments); o = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i in range(4):
+        o.zero_grad(); model(torch.randn(8, 4), i % every == 0).mean().backward(); o.step(); time.sleep(0.4)
+def rank(number, world):
+    dist.init_process_group("gloo", init_method="file://" + __file__ + ".init", rank=number, world_size=world)
+    for name, every, arguments in (("some", 100, {"find_unused_parameters": True}), ("none", 1, {"find_unused_parameters": True}),
+                                   ("off", 1, {}), ("once", 1, {"find_unused_parameters": True, "static_graph": True})):
+        trainvitals.attach(f"{name}-{number}"); train(every, **arguments); trainvitals.detach()
+    dist.destroy_process_group()
+if __name__ == "__main__":
+    mp.spawn(rank, args=(2,), nprocs=2)
+""")
+    done = subprocess.run(
+        [sys.executable, script], env=launcher.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = {
+        file.identity.run: [
+            file.value(f"trainvitals_ddp_{name}") for name in ("find_unused_parameters", "unused_parameter_bytes")
+        ]
+        for file in run_files(launcher.run_dir)
+        if file.identity.kind == "rank"
+    }
+    # of the last layer, the weight of 4 and the bias have 4 bytes each
+    expected = {"some": [1, 20], "none": [1, 0], "off": [0, None], "once": [0, None]}
+    assert found == {f"{name}-{number}": values for name, values in expected.items() for number in (0, 1)}
 
 
 COMPILED = """

@@ -82,7 +82,7 @@ def _watch(context: Context, writer: RunFileWriter, out_of_memory: OutOfMemory |
     phases = gpu_phases.GpuPhases(writer)
     mark = guarded("gpu_phases", lambda now, phase: phases.mark(phase))
     read_phases = guarded("gpu_phases", lambda start, now: phases.boundary(now, memory.busiest))
-    read_memory = guarded("cuda_memory", lambda start, now, writer: memory.boundary(now, writer))
+    read_memory = guarded("cuda_memory", lambda start, now, writer: memory.boundary(now, vitals.iterations, writer))
     near_peak = guarded("cuda_memory", lambda now: memory.backward_begins(now))
     epoch_ends = guarded("cuda_memory", lambda start, now, writer: memory.epoch_ends(now))
     copies = None if "transfer" in context.off else transfer.install(context)

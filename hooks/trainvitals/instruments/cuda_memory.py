@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from trainvitals.baselines import RollingExtreme
+from trainvitals.baselines import RollingExtreme, SteadyGrowth
 from trainvitals.runfile import RunFileWriter
 
 # The statistics cost some 20 us a call, too much for each step of a small model.
@@ -62,6 +62,8 @@ class _Device:
         self.statistics: dict[str, Any] = {}
         self.peak = _EpochPeak()
         self._floor = RollingExtreme(smallest=True)
+        self._growth = SteadyGrowth()
+        self._first_epoch = True
         self._retries, self._ooms = _Total(), _Total()
         self._writer, self._values = writer, writer.values
         names = ("allocated", "reserved", "inactive_split", "allocated_floor")
@@ -83,17 +85,25 @@ class _Device:
         # The observer of out-of-memory errors may have counted one more already.
         values[self._slot_of_ooms] = max(values[self._slot_of_ooms], self._ooms.value)
 
-    def at_boundary(self, now: float) -> None:
+    def at_boundary(self, now: float, iteration: int) -> None:
         """What was read was read between two iterations."""
         statistics, values = self.statistics, self._values
         names = ("allocated_bytes", "reserved_bytes", "inactive_split_bytes")
         current = [float(statistics[name]["all"]["current"]) for name in names]
         for slot, value in zip(self._memory, [*current, self._floor.add(now, current[0])], strict=True):
             values[slot] = value
+        if (growth := self._growth.add(iteration, current[0])) is not None:
+            self._set("floor_growth_bytes", growth)
+        if self._first_epoch:  # it may be the only one
+            self._set("epoch_peak_bytes", self.peak.bytes)
 
     def epoch_ends(self) -> None:
         """The peak of the epoch is known."""
-        self._writer.set("trainvitals_cuda_memory_epoch_peak_bytes", self.peak.next_epoch(), device=str(self.index))
+        self._first_epoch = False
+        self._set("epoch_peak_bytes", self.peak.next_epoch())
+
+    def _set(self, name: str, value: float) -> None:
+        self._writer.set(f"trainvitals_cuda_memory_{name}", value, device=str(self.index))
 
     def _slot(self, name: str) -> int:
         return self._writer.slot(f"trainvitals_{name}", device=str(self.index))
@@ -124,11 +134,11 @@ class CudaMemory:
             self._look_for_devices(writer)
         self._read(now)
 
-    def boundary(self, now: float, writer: RunFileWriter) -> None:
-        """Between two iterations."""
+    def boundary(self, now: float, iteration: int, writer: RunFileWriter) -> None:
+        """Between two iterations; `iteration` is how many there have been."""
         self.look(now, writer)
         for device in self._devices:
-            device.at_boundary(now)
+            device.at_boundary(now, iteration)
 
     def backward_begins(self, now: float) -> None:
         """The end of a forward is when activations take most."""

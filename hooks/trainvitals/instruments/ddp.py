@@ -1,4 +1,4 @@
-"""What DistributedDataParallel measures of itself: computing, communicating, and how far they overlap."""
+"""What DistributedDataParallel tells: computing, communicating, how far they overlap, and unused parameters."""
 
 from __future__ import annotations
 
@@ -26,10 +26,22 @@ def install(context: Context) -> None:
     """Read the reports of the modules that are wrapped from now on; several together, as a GAN has, are summed."""
     modules: weakref.WeakSet[Any] = weakref.WeakSet()
     due = 0.0
+    most_unused = 0
+
+    def tell_unused(reports: list[dict[str, Any]], writer: RunFileWriter) -> None:
+        nonlocal most_unused
+        # with a static graph it looks at the first iteration alone
+        looking = [each for each in reports if each.get("find_unused_parameters") and not each.get("static_graph")]
+        writer.set("trainvitals_ddp_find_unused_parameters", float(bool(looking)))
+        found = [each["unused_parameter_size"] for each in looking if "unused_parameter_size" in each]
+        if found:
+            most_unused = max(most_unused, sum(found))
+            writer.set("trainvitals_ddp_unused_parameter_bytes", most_unused)
 
     def read(now: float, writer: RunFileWriter) -> None:
         nonlocal due
         reports = [module._get_ddp_logging_data() for module in modules]
+        tell_unused(reports, writer)
         sampled = [report for report in reports if _PARTS["backward_compute"] in report]
         for part, key in _PARTS.items() if sampled else ():
             seconds = sum(report.get(key, 0) for report in sampled) / 1e9

@@ -1,0 +1,1 @@
+"""`trainvitals stack`: looking after the monitoring around the training runs."""

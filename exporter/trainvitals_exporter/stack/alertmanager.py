@@ -1,0 +1,103 @@
+"""What `trainvitals stack` asks of Alertmanager, through its API v2 and its metrics."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+_SECONDS: Final = 10
+_ENDING: Final = "_configs"
+
+# How often Alertmanager tried to notify, and how often that failed, by the kind of an integration.
+Attempts: TypeAlias = "tuple[Counter[str], Counter[str]]"
+
+
+class Unanswered(Exception):
+    """Alertmanager did not answer as it should; the message is for people."""
+
+
+@dataclass(frozen=True)
+class Integration:
+    """One way of a receiver to tell people: `kind` as in Alertmanager's metrics, such as webhook or slack."""
+
+    receiver: str
+    kind: str
+    settings: Mapping[str, Any]
+
+
+class Alertmanager:
+    """The Alertmanager at a URL. All methods raise Unanswered."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        # Proxies are for the world outside.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def version_and_integrations(self) -> tuple[str, list[Integration]]:
+        """Its version, and all integrations of its configuration."""
+        try:
+            status = json.loads(self._ask("/api/v2/status"))
+            receivers = yaml.safe_load(status["config"]["original"])["receivers"]
+            return str(status["versionInfo"]["version"]), [
+                Integration(receiver["name"], key.removesuffix(_ENDING), settings)
+                for receiver in receivers for key, value in receiver.items() if key.endswith(_ENDING)
+                for settings in value
+            ]  # fmt: skip
+        except (ValueError, KeyError, TypeError, yaml.YAMLError):
+            raise self._no_alertmanager() from None
+
+    def post(self, alert: Mapping[str, Any]) -> None:
+        """Give it an alert, in the form of its API: labels, annotations, startsAt, endsAt."""
+        self._ask("/api/v2/alerts", json.dumps([alert]).encode())
+
+    def receivers_of(self, labels: Mapping[str, str]) -> Sequence[str]:
+        """The names of the receivers that the alert of these labels is for; none where it does not know the alert."""
+        matchers = [("filter", f"{name}={json.dumps(value)}") for name, value in labels.items()]
+        try:
+            alerts = json.loads(self._ask(f"/api/v2/alerts?{urllib.parse.urlencode(matchers)}"))
+            return [receiver["name"] for alert in alerts for receiver in alert["receivers"]]
+        except (ValueError, KeyError, TypeError):
+            raise self._no_alertmanager() from None
+
+    def attempts(self) -> Attempts:
+        """How often it tried to notify, and how often that failed, by the integration's kind, since it started."""
+        tried, failed = Counter[str](), Counter[str]()
+        counted = {
+            "alertmanager_notification_requests_total": tried,
+            "alertmanager_notification_requests_failed_total": failed,
+        }
+        try:
+            for family in text_string_to_metric_families(self._ask("/metrics").decode()):
+                for sample in family.samples:
+                    if sample.name in counted:
+                        counted[sample.name][sample.labels["integration"]] += int(sample.value)
+        except (ValueError, KeyError):
+            raise self._no_alertmanager() from None
+        return tried, failed
+
+    def _ask(self, path: str, body: bytes | None = None) -> bytes:
+        request = urllib.request.Request(self._url + path, body, {"Content-Type": "application/json"})  # noqa: S310
+        try:
+            with self._opener.open(request, timeout=_SECONDS) as response:
+                content: bytes = response.read()
+                return content
+        except urllib.error.HTTPError as error:
+            raise Unanswered(f"{self._url}{path.split('?')[0]} answers with status {error.code}") from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise Unanswered(
+                f"no Alertmanager answers at {self._url} ({reason}); start it, or name another with --alertmanager"
+            ) from None
+
+    def _no_alertmanager(self) -> Unanswered:
+        return Unanswered(f"what answers at {self._url} is no Alertmanager that this version knows")
