@@ -291,7 +291,7 @@ SPECIAL = {"nan": "nan", "empty": "null"}
 
 
 def mappings(items: list[list[Any]]) -> list[Json]:
-    """[[1, starting, blue], [nan, NaN, red], [empty, –, text]]: a value, the text shown for it, and its colour."""
+    """[[1, starting, blue], [nan, NaN, red], [empty, -, text]]: a value, the text shown for it, and its colour."""
     values: Json = {}
     special: list[Json] = []
     for index, (value, shown, color) in enumerate(items):
@@ -491,7 +491,7 @@ class Table(Panel):
             if str(field).startswith("Value"):
                 cell = {"unit": "none"} | cell
             # The text for an empty panel would stand in every empty cell, too.
-            properties = [{"id": "noValue", "value": "–"}, *cell_properties(cell, cells)]
+            properties = [{"id": "noValue", "value": "-"}, *cell_properties(cell, cells)]
             result.append({"matcher": {"id": "byName", "options": heading}, "properties": properties})
         return result
 

@@ -11,7 +11,7 @@ import promql_parser as promql
 from trainvitals.catalogue import BY_NAME
 
 from tests.dashboard_queries import INTERVALS, Json, panels, queries, substitute
-from tests.dashboard_rules import rules
+from tests.dashboard_rules import rules, selected
 
 MAX_OPEN_PANELS = 20
 # The variables of each dashboard, in order.
@@ -351,9 +351,8 @@ def labels_of_recorded(name: str) -> frozenset[str] | None:
     if name == "ALERTS":
         made = [(rule["expr"], {*rule["labels"], "alertname", "alertstate"}) for rule in rules() if "alert" in rule]
     else:
-        # A rule that reads its own name adds no label to what it reads.
         made = [(rule["expr"], {*rule.get("labels", {})}) for rule in rules() if rule.get("record") == name]
-        made = [(expr, own) for expr, own in made if name not in expr]
+    made = [(expr, own) for expr, own in made if name not in selected(expr)]  # what reads its own adds no label to it
     if not made:
         return None
     return frozenset().union(*(Analysis(expr, selects=False, totals_allowed=True).labels | own for expr, own in made))

@@ -1,4 +1,4 @@
-"""Draw the dashboards over the scenario into docs/images: `python -m tests.dashboard_pictures`, after `make pictures` built.
+"""Draw the dashboards over the scenario into docs/images: what `make pictures` runs.
 
 Needs Chromium on PATH and grafana/pictures/dist.
 """
@@ -54,7 +54,7 @@ def served(folder: Path) -> Iterator[str]:
     """Serve a folder over HTTP and yield its address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name
+        def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:

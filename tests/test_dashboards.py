@@ -199,7 +199,7 @@ def _link_elsewhere(board: Json) -> None:
 
 
 def _link_from_nowhere(board: Json) -> None:
-    _run_link(board)["url"] = _run_link(board)["url"].replace("fields[2]", "fields[6]")
+    _run_link(board)["url"] = _run_link(board)["url"].replace("fields[2]", "fields[7]")
 
 
 def _lose_time(board: Json) -> None:
