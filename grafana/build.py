@@ -44,7 +44,7 @@ def limits() -> dict[str, float]:
         for rule in group["rules"]:
             if match := THRESHOLD.fullmatch(rule["record"]):
                 name, unit = match[1].replace("_", "-"), match[2]
-                number = safe_load(rule["expr"].removeprefix("vector(").removesuffix(")"))
+                number = float(rule["expr"].removeprefix("vector(").removesuffix(")"))
                 result[f"{name}-{unit}"] = number
                 if unit == "ratio":
                     result[f"{name}-percent"] = float(f"{100 * number:.6g}")

@@ -10,7 +10,7 @@ provisioning takes in Grafana 10 to 13.
 
 import re
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from grafana_dashboards import components
 from grafana_dashboards.components import annotations, dashboards, panels, projects, rows, templates
@@ -23,6 +23,38 @@ PROMETHEUS: Json = {"type": "prometheus", "uid": "${datasource}"}
 
 # {kebab-name}, but not the brace of {{legend}}, ${variable} or {label="matcher"}.
 PLACEHOLDER = re.compile(r"(?<![{$])\{([a-z][a-z0-9-]*)\}(?!\})")
+
+# Above each dashboard: the others, with time and variables kept.
+OTHER_DASHBOARDS: Json = {
+    "asDropdown": False,
+    "icon": "dashboard",
+    "includeVars": True,
+    "keepTime": True,
+    "tags": ["trainvitals"],
+    "targetBlank": False,
+    "title": "trainvitals",
+    "tooltip": "Keeps time and variables",
+    "type": "dashboards",
+    "url": "",
+}
+
+
+class Destination(NamedTuple):
+    """Where a click leads: its text, a dashboard's uid (or an address), and the labels that become variables there."""
+
+    title: str
+    address: str
+    labels: tuple[str, ...]
+
+
+LINKS = {
+    "run": Destination("Open this run", "trainvitals-run", ("instance", "run")),
+    "gpu": Destination("Open this GPU", "trainvitals-gpu", ("instance", "gpu")),
+    "host": Destination("Open this host", "trainvitals-host", ("instance",)),
+    "runbook": Destination(
+        "What to do", "https://github.com/trainvitals/trainvitals/blob/main/docs/runbooks/", ("alertname",)
+    ),
+}
 
 # How a target with `line:` is drawn in a time series.
 LINE_STYLES: dict[str, list[Json]] = {
@@ -68,7 +100,12 @@ class SafeExpand:
 
 
 class Panels(SafeExpand, panels.Panels):
-    """The panels of a row."""
+    """The panels of a row. One with `like` is as that says, except for what it says itself."""
+
+    def gen_json_from_data(self, data: list[Json], context: Any) -> Any:
+        """Return the panels in order."""
+        whole = [{kind: panel.get("like", {}) | panel for kind, panel in item.items()} for item in data]
+        return super().gen_json_from_data(whole, context)
 
 
 class Rows(SafeExpand, rows.Rows):
@@ -76,7 +113,12 @@ class Rows(SafeExpand, rows.Rows):
 
 
 class Templates(SafeExpand, templates.Templates):
-    """The variables of a dashboard."""
+    """The variables of a dashboard; a list among them, such as an included file's, counts as its items."""
+
+    def gen_json_from_data(self, data: list[Any], context: Any) -> Any:
+        """Return the variables in order."""
+        flat = [entry for item in data for entry in (item if isinstance(item, list) else [item])]
+        return super().gen_json_from_data(flat, context)
 
 
 class Annotations(SafeExpand, annotations.Annotations):
@@ -110,7 +152,7 @@ class Dashboard(SafeExpand, dashboards.Dashboard):
             "fiscalYearStartMonth": 0,
             "graphTooltip": 1,
             "id": None,
-            "links": [],
+            "links": [OTHER_DASHBOARDS],
             "panels": layout(part(Rows, "rows")),
             "refresh": data.get("refresh", "10s"),
             "schemaVersion": SCHEMA_VERSION,
@@ -181,11 +223,14 @@ class Panel(panels.PanelsItemBase):
         return panel
 
     def target(self, number: int, data: Json) -> Json:
-        """Return one query; A is the first."""
+        """Return one query; A is the first. With `change: true` it is the change against the run $baseline."""
+        expr = text(data["expr"])
+        if data.get("change"):
+            expr = f"({expr}) / scalar(max({expr.replace('$run', '$baseline')})) - 1"
         return {
             "datasource": PROMETHEUS,
             "editorMode": "code",
-            "expr": text(data["expr"]),
+            "expr": expr,
             "format": "table" if self.type == "table" else "time_series",
             "instant": self.instant,
             "legendFormat": data.get("legend", ""),
@@ -203,6 +248,11 @@ class Panel(panels.PanelsItemBase):
             "thresholds": thresholds(data.get("thresholds", ["text" if self.instant else "green"])),
             "unit": data["unit"],
         }
+        if "link" in data:
+            labels = LINKS[data["link"]].labels
+            defaults["links"] = [
+                link(data["link"], {name: f"${{__field.labels.{name}:percentencode}}" for name in labels})
+            ]
         return defaults | {key: data[key] for key in ("min", "max", "decimals") if key in data}
 
     def overrides(self, data: Json) -> list[Json]:
@@ -218,6 +268,16 @@ class Panel(panels.PanelsItemBase):
         return result
 
 
+def link(kind: str, values: dict[str, str]) -> Json:
+    """Return a data link of LINKS; `values` gives what stands for the values of labels, as far as they are known."""
+    title, address, labels = LINKS[kind]
+    if kind == "runbook":
+        return {"targetBlank": True, "title": title, "url": address + values["alertname"] + ".md"}
+    carried = "".join(f"&var-{label}={values[label]}" for label in labels if label in values)
+    url = f"/d/{address}?${{datasource:queryparam}}&${{job:queryparam}}{carried}&${{__url_time_range}}"
+    return {"targetBlank": False, "title": title, "url": url}
+
+
 def thresholds(steps: list[Any]) -> Json:
     """[green, 0.3, red] is green below 0.3 and red from there on."""
     values = [None, *steps[1::2]]
@@ -227,20 +287,27 @@ def thresholds(steps: list[Any]) -> Json:
     }
 
 
+SPECIAL = {"nan": "nan", "empty": "null"}
+
+
 def mappings(items: list[list[Any]]) -> list[Json]:
-    """[[1, starting, blue], [nan, NaN, red]]: a value, the text shown for it, and its colour."""
-    values = {str(value): {"text": shown, "color": color} for value, shown, color in items if value != "nan"}
-    special = [{"text": shown, "color": color} for value, shown, color in items if value == "nan"]
-    for index, result in enumerate([*values.values(), *special]):
-        result["index"] = index
-    return [
-        *([{"type": "value", "options": values}] if values else []),
-        *({"type": "special", "options": {"match": "nan", "result": result}} for result in special),
-    ]
+    """[[1, starting, blue], [nan, NaN, red], [empty, -, text]]: a value, the text shown for it, and its colour."""
+    values: Json = {}
+    special: list[Json] = []
+    for index, (value, shown, color) in enumerate(items):
+        result = {"text": shown, "color": color, "index": index}
+        if value in SPECIAL:
+            special.append({"type": "special", "options": {"match": SPECIAL[value], "result": result}})
+        else:
+            values[str(value)] = result
+    return [*([{"type": "value", "options": values}] if values else []), *special]
 
 
 class Timeseries(Panel):
-    """Lines over time: `log: true|symlog`, `stack: true`, `style: bars`; a target may have `line: limit|reference`."""
+    """Lines over time: `log: true|symlog`, `stack: true`, `style: bars`; a target may have `line: limit|reference`.
+
+    `colors` gives the series whose names end in a word always the same colour.
+    """
 
     type = "timeseries"
     instant = False
@@ -278,6 +345,16 @@ class Timeseries(Panel):
             custom["thresholdsStyle"] = {"mode": "dashed"}
         return super().field_defaults(data | {"custom": custom})
 
+    def overrides(self, data: Json) -> list[Json]:
+        """Add the fixed colours."""
+        return super().overrides(data) + [
+            {
+                "matcher": {"id": "byRegexp", "options": f"/{word}$/"},
+                "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": color}}],
+            }
+            for word, color in data.get("colors", {}).items()
+        ]
+
 
 class Stat(Panel):
     """One large present value for each series."""
@@ -306,17 +383,73 @@ class Bargauge(Panel):
         "maxVizHeight": 300,
         "minVizHeight": 12,
         "minVizWidth": 8,
-        "namePlacement": "left",
+        "namePlacement": "top",
         "orientation": "horizontal",
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "showUnfilled": True,
         "sizing": "auto",
+        "text": {"titleSize": 13, "valueSize": 16},
         "valueMode": "color",
     }
 
 
+class StateTimeline(Panel):
+    """A bar for each series whose colour and text, by `mappings`, say in which state it was."""
+
+    type = "state-timeline"
+    instant = False
+    custom: ClassVar[Json] = {"fillOpacity": 75, "insertNulls": False, "lineWidth": 0, "spanNulls": False}
+    options: ClassVar[Json] = {
+        "alignValue": "left",
+        "legend": {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": False},
+        "mergeValues": True,
+        "rowHeight": 0.85,
+        "showValue": "auto",
+        "tooltip": {"hideZeros": False, "mode": "single", "sort": "none"},
+    }
+
+    def field_defaults(self, data: Json) -> Json:
+        """Colour by value."""
+        return super().field_defaults(data) | {"color": {"mode": "thresholds"}}
+
+
+class Heatmap(Panel):
+    """A row of cells for each series, coloured by value from 0 to 1: for more series than lines can show."""
+
+    type = "heatmap"
+    instant = False
+    custom: ClassVar[Json] = {"scaleDistribution": {"type": "linear"}}
+    options: ClassVar[Json] = {
+        "calculate": False,
+        "cellGap": 1,
+        "cellValues": {"unit": "percentunit"},
+        "color": {
+            "exponent": 0.5,
+            "fill": "dark-orange",
+            "max": 1,
+            "min": 0,
+            "mode": "scheme",
+            "reverse": False,
+            "scale": "linear",
+            "scheme": "Turbo",
+            "steps": 64,
+        },
+        "exemplars": {"color": "rgba(255,0,255,0.7)"},
+        "filterValues": {"le": -1},  # an idle core is a cell, too
+        "legend": {"show": True},
+        "rowsFrame": {"layout": "auto"},
+        "showValue": "never",
+        "tooltip": {"mode": "single", "showColorScale": True, "yHistogram": False},
+        "yAxis": {"axisPlacement": "left", "reverse": False, "unit": "string"},
+    }
+
+
 class Table(Panel):
-    """Present facts. `columns` maps each field to its heading, in order; several targets are joined by their labels."""
+    """Present facts. `columns` maps each field to its heading, in order; several targets are joined by their labels.
+
+    `cells` says, by heading, how a column's values are shown: `unit`, `decimals`, `thresholds`, `mappings`, `min`,
+    `max`, `width` (pixels), `show: color|bar|text`, and `link` where a click leads.
+    """
 
     type = "table"
     custom: ClassVar[Json] = {"align": "auto", "cellOptions": {"type": "auto"}, "inspect": False}
@@ -332,29 +465,60 @@ class Table(Panel):
             "renameByName": columns,
         }
         chosen = {"include": {"names": list(columns)}}
-        return super().gen_json_from_data(data, context) | {
+        panel = super().gen_json_from_data(data, context) | {
             "transformations": [
                 *([{"id": "merge", "options": {}}] if len(data["targets"]) > 1 else []),
                 {"id": "filterFieldsByName", "options": chosen},
                 {"id": "organize", "options": organize},
             ]
         }
+        if "sort" in data:
+            panel["options"] |= {"sortBy": [{"desc": data.get("descending", False), "displayName": data["sort"]}]}
+        return panel
 
     def field_defaults(self, data: Json) -> Json:
         """Show labels as they are: as numbers, version 3.10 would be 3.1."""
         return super().field_defaults(data | {"unit": "string"})
 
     def overrides(self, data: Json) -> list[Json]:
-        """Return the units of the columns that hold values, by heading; `units` names those that have one."""
-        units = data.get("units", {})
-        return [
-            {
-                "matcher": {"id": "byName", "options": heading},
-                "properties": [{"id": "unit", "value": units.get(heading, "none")}],
-            }
-            for field, heading in data["columns"].items()
-            if str(field).startswith("Value")
-        ]
+        """Return how the columns are shown, by heading."""
+        cells = {
+            str(field): f"${{__data.fields[{index}]:percentencode}}" for index, field in enumerate(data["columns"])
+        }
+        result = []
+        for field, heading in data["columns"].items():
+            cell = data.get("cells", {}).get(heading, {})
+            if str(field).startswith("Value"):
+                cell = {"unit": "none"} | cell
+            # The text for an empty panel would stand in every empty cell, too.
+            properties = [{"id": "noValue", "value": "-"}, *cell_properties(cell, cells)]
+            result.append({"matcher": {"id": "byName", "options": heading}, "properties": properties})
+        return result
+
+
+CELLS: dict[str, Json] = {
+    "color": {"mode": "basic", "type": "color-background"},
+    "bar": {"mode": "basic", "type": "gauge", "valueDisplayMode": "text"},
+    "text": {"type": "color-text"},
+}
+
+
+def cell_properties(cell: Json, cells: dict[str, str]) -> Iterable[Json]:
+    """Yield the override properties of a column of a table; `cells` gives what stands for a label of its line."""
+    for key in ("unit", "decimals", "min", "max"):
+        if key in cell:
+            yield {"id": key, "value": cell[key]}
+    if "width" in cell:
+        yield {"id": "custom.width", "value": cell["width"]}
+    if "show" in cell:
+        yield {"id": "custom.cellOptions", "value": CELLS[cell["show"]]}
+    if "thresholds" in cell:
+        yield {"id": "color", "value": {"mode": "thresholds"}}
+        yield {"id": "thresholds", "value": thresholds(cell["thresholds"])}
+    if "mappings" in cell:
+        yield {"id": "mappings", "value": mappings(cell["mappings"])}
+    if "link" in cell:
+        yield {"id": "links", "value": [link(cell["link"], cells)]}
 
 
 class Datasource(templates.TemplatesItemBase):
@@ -365,16 +529,28 @@ class Datasource(templates.TemplatesItemBase):
         return variable("datasource", data) | {"query": "prometheus", "refresh": 1}
 
 
+class Textbox(templates.TemplatesItemBase):
+    """A variable that people type in; `value` is what it is at first."""
+
+    def gen_json_from_data(self, data: Json, context: Any) -> Json:
+        """Return a text box variable."""
+        value = {"selected": True, "text": str(data["value"]), "value": str(data["value"])}
+        return variable("textbox", data) | {"current": value, "options": [value], "query": str(data["value"])}
+
+
 class LabelValues(templates.TemplatesItemBase):
-    """A variable over the values of the label `name` of `metric`. Several can be chosen; `all: true` adds All."""
+    """A variable over the values of the label `label-name` (else `name`) of `metric`.
+
+    Several can be chosen, except with `single: true`; `all: true` adds All.
+    """
 
     def gen_json_from_data(self, data: Json, context: Any) -> Json:
         """Return a query variable that is asked again whenever the time range changes."""
-        query = f"label_values({text(data['metric'])}, {data['name']})"
+        query = f"label_values({text(data['metric'])}, {data.get('label-name', data['name'])})"
         result = variable("query", data) | {
             "datasource": PROMETHEUS,
             "definition": query,
-            "multi": True,
+            "multi": not data.get("single", False),
             "query": {"qryType": 1, "query": query, "refId": f"{data['name']}-values"},
             "refresh": 2,
             "sort": 1,

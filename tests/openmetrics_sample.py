@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from typing import TextIO
 
 from trainvitals.catalogue import (
     EXPORTER,
@@ -29,7 +29,7 @@ from trainvitals.catalogue import (
 
 Labels = dict[str, str]
 
-SCRAPE = {"job": "trainvitals", "instance": "host-a:10288"}
+SCRAPE = {"job": "sample", "instance": "host-a:10288"}
 DURATION_SECONDS = 1800
 STEP_SECONDS = 15
 STATE = {"voice-s2": "running", "voice-s1": "failed"}
@@ -71,6 +71,8 @@ LABEL_VALUES: dict[str | tuple[str, str], tuple[str, ...]] = {
     "rank": ("0",),
     "clock": ("sm", "memory"),
     "xid": ("79",),
+    "part": ("forward_compute", "backward_compute", "backward_communication", "overlap"),
+    "type": ("corrected", "uncorrected"),
     ("trainvitals_gradient_anomalies_total", "kind"): GRADIENT_ANOMALIES,
     ("trainvitals_loss_anomalies_total", "kind"): LOSS_ANOMALIES,
     ("trainvitals_host_pressure_seconds_total", "kind"): ("some", "full"),
@@ -111,14 +113,13 @@ ALERTS = [
 ]
 
 
-def write(path: Path, end: int) -> None:
+def write(out: TextIO, end: int) -> None:
     """Write the half hour up to the Unix time `end`; the line that ends such a text is left out."""
-    with path.open("w", encoding="utf-8") as file:
-        for name, labels, metric in _series():
-            text = ",".join(f'{label}="{value}"' for label, value in {**SCRAPE, **labels}.items())
-            for passed in range(0, DURATION_SECONDS + 1, STEP_SECONDS):
-                value = _value(name, metric, labels, passed, end - DURATION_SECONDS)
-                file.write(f"{name}{{{text}}} {value!r} {end - DURATION_SECONDS + passed}\n")
+    for name, labels, metric in _series():
+        text = ",".join(f'{label}="{value}"' for label, value in {**SCRAPE, **labels}.items())
+        for passed in range(0, DURATION_SECONDS + 1, STEP_SECONDS):
+            value = _value(name, metric, labels, passed, end - DURATION_SECONDS)
+            out.write(f"{name}{{{text}}} {value!r} {end - DURATION_SECONDS + passed}\n")
 
 
 def _series() -> Iterator[tuple[str, Labels, Metric | None]]:

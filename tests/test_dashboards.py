@@ -6,22 +6,20 @@ import copy
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 from trainvitals.catalogue import METRICS, PREFIX, RUN_STATES
 
+from tests import dashboard_scenario as scenario
 from tests import openmetrics_sample as sample
-from tests.conftest import tool
-from tests.dashboard_lint import UNITS, lint
+from tests.dashboard_lint import UNITS, VARIABLES, lint
+from tests.dashboard_prometheus import Backfilled, backfilled
 from tests.dashboard_queries import (
     EMPTY_WHEN_HEALTHY,
     EMPTY_WITHOUT_GPU,
@@ -36,11 +34,13 @@ from tests.dashboard_queries import (
     substitute,
     unexplained,
 )
-from tests.dashboard_rules import in_stages, record
 
 GRAFANA = Path(__file__).resolve().parent.parent / "grafana"
 DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
-EVERYTHING = {"job": "trainvitals", "instance": ".*", "run": ".*", "rank": ".*"}
+ALL = dict.fromkeys(("instance", "run", "rank", "gpu"), ".*")
+# What is chosen in the variables to see the sample, and to see the scenario.
+EVERYTHING = {**ALL, "job": "sample", "baseline": "voice-s2", "loss": "4"}
+SCENARIO = {**ALL, "job": scenario.JOB, "baseline": "s1-base", "loss": "2"}
 
 
 def load(path: Path) -> Json:
@@ -51,6 +51,10 @@ def load(path: Path) -> Json:
 @pytest.fixture
 def dashboard() -> Json:
     return load(GRAFANA / "dashboards" / "training-run.json")
+
+
+def board(name: str) -> Json:
+    return load(GRAFANA / "dashboards" / f"{name}.json")
 
 
 @pytest.fixture(params=DASHBOARDS, ids=lambda path: path.stem)
@@ -79,7 +83,7 @@ def test_committed_dashboards_are_what_the_yaml_builds(hash_seed: str) -> None:
 def copy_with_rules(folder: Path) -> Path:
     """Copy what dashboards are built from; their limits are those of the rules."""
     shutil.copytree(GRAFANA.parent / "prometheus" / "rules", folder / "prometheus" / "rules")
-    return Path(shutil.copytree(GRAFANA, folder / "grafana"))
+    return Path(shutil.copytree(GRAFANA, folder / "grafana", ignore=shutil.ignore_patterns("pictures")))
 
 
 def test_check_fails_with_a_diff_when_a_committed_dashboard_was_edited(tmp_path: Path) -> None:
@@ -102,6 +106,10 @@ def test_check_fails_when_a_committed_dashboard_has_no_definition(tmp_path: Path
 
 
 # Sound by the design rules.
+
+
+def test_there_are_the_dashboards_that_alerts_and_links_name() -> None:
+    assert {load(path)["uid"] for path in DASHBOARDS} == set(VARIABLES)
 
 
 def test_design_rules(each_dashboard: Json) -> None:
@@ -171,12 +179,46 @@ def _editable(board: Json) -> None:
     board["editable"] = True
 
 
-ON_GPU = " and on (job, instance, uuid)"
+def _run_link(board: Json) -> Json:
+    [override] = [
+        o for o in panel_named(board, "Alerts")["fieldConfig"]["overrides"] if o["matcher"]["options"] == "Run"
+    ]
+    [links] = [item["value"] for item in override["properties"] if item["id"] == "links"]
+    link: Json = links[0]
+    return link
+
+
+def _keep_name(board: Json) -> None:
+    panel_named(board, "DataLoader settings")["targets"][0]["expr"] = (
+        'trainvitals_dataloader_workers{job=~"$job", instance=~"$instance", run=~"$run"} > 0'
+    )
+
+
+def _link_elsewhere(board: Json) -> None:
+    _run_link(board)["url"] += "&var-uuid=x"
+
+
+def _link_from_nowhere(board: Json) -> None:
+    _run_link(board)["url"] = _run_link(board)["url"].replace("fields[2]", "fields[7]")
+
+
+def _lose_time(board: Json) -> None:
+    _run_link(board)["url"] = _run_link(board)["url"].replace("&${__url_time_range}", "")
+
+
+def _no_dashboard_links(board: Json) -> None:
+    board["links"][0]["keepTime"] = False
+
+
+def _drop_checkpoints(board: Json) -> None:
+    board["annotations"]["list"].pop()
+
+
 MISTAKES: list[tuple[Callable[[Json], None], str]] = [
     (_drop_unit, "unknown unit"),
     (_drop_description, "description"),
     (_drop_no_value, "no data"),
-    (_edit_legend, "legend does not name ['optimizer', 'rank']"),
+    (_edit_legend, "legend does not name ['optimizer']"),
     (_wrong_legend, "no labels of the query"),
     (_wrong_column, "columns ['klass']"),
     (_overlap, "overlaps"),
@@ -192,23 +234,28 @@ MISTAKES: list[tuple[Callable[[Json], None], str]] = [
     (_edit_expr("Loss", "$run", "$lauf"), "unknown variables"),
     (_edit_expr("Loss", "{", "{{"), "PromQL"),
     (_edit_expr("Last loss", "optimizer", "optimiser"), "groups by ['optimiser']"),
-    (_edit_expr("Pressure", "$__rate_interval", "1m"), "$__rate_interval"),
+    (_edit_expr("Iteration time", "$__rate_interval", "1m"), "$__rate_interval"),
     (_edit_expr("Cost of the hooks", "rate(", "avg_over_time("), "a counter without rate()"),
     (
         _edit_expr("GPU memory in use", "on (job, instance, uuid)", "on (job, instance, gpu)"),
         "not labels of both sides",
     ),
-    (_edit_expr("Waiting for data", "by (job, instance, run)", "by (job, instance)"), "labels differ"),
+    (
+        _edit_expr("Steps skipped by AMP", " / (rate(trainvitals_amp", " / (rate(trainvitals_batch_wait_seconds"),
+        "labels differ",
+    ),
+    (_keep_name, "so that lines of several queries are not merged"),
+    (_link_elsewhere, "which trainvitals-run does not have"),
+    (_link_from_nowhere, "reads a column that is not there"),
+    (_lose_time, "loses time or variables"),
+    (_no_dashboard_links, "no links to the other dashboards"),
+    (_drop_checkpoints, "annotations missing: ['Checkpoints']"),
 ]
 
 
 @pytest.mark.parametrize(("make", "finding"), MISTAKES, ids=[finding for _, finding in MISTAKES])
 def test_the_lint_catches_a_seeded_mistake(dashboard: Json, make: Callable[[Json], None], finding: str) -> None:
-    if finding == "labels differ":  # only the first of the two sides
-        target = panel_named(dashboard, "Waiting for data")["targets"][0]
-        target["expr"] = target["expr"].replace("by (job, instance, run)", "by (job, instance)", 1)
-    else:
-        make(dashboard)
+    make(dashboard)
     assert any(finding in line for line in lint(dashboard)), lint(dashboard)
 
 
@@ -242,10 +289,10 @@ def test_limits_are_those_of_the_alerts(tmp_path: Path) -> None:
 def test_a_limit_that_no_threshold_sets_is_an_error(tmp_path: Path) -> None:
     copied = copy_with_rules(tmp_path)
     definition = copied / "definitions" / "training-run.yaml"
-    definition.write_text(definition.read_text().replace("{core-saturated-ratio}", "{core-saturated}"))
+    definition.write_text(definition.read_text().replace("{stalled-seconds}", "{stalled-days}"))
     result = build(grafana=copied)
     assert result.returncode != 0
-    assert "nothing is called {core-saturated}" in result.stderr
+    assert "nothing is called {stalled-days}" in result.stderr
 
 
 # Numbers among the thresholds that no alert goes by, and what they are.
@@ -256,12 +303,17 @@ NO_ALERTS: dict[float, str] = {
     0.03: "what the hooks may take of a millisecond's step",
     1: "at least one",
     83: "degrees from which GPUs slow down by themselves",
+    0.05: "of memory left is next to nothing",
+    0.1: "of memory left is little",
+    -0.02: "two runs differ as much by chance",
+    0: "no change",
+    0.02: "two runs differ as much by chance",
 }
 
 
 def test_other_limits_are_known() -> None:
-    text = "\n".join(path.read_text() for path in (GRAFANA / "definitions").glob("*.yaml"))
-    steps = [step.strip() for found in re.findall(r"thresholds: \[(.*)\]", text) for step in found.split(",")[1::2]]
+    text = "\n".join(path.read_text() for path in (GRAFANA / "definitions").rglob("*.yaml"))
+    steps = [step.strip() for found in re.findall(r"thresholds: \[(.*?)\]", text) for step in found.split(",")[1::2]]
     assert {float(step) for step in steps if "{" not in step} <= set(NO_ALERTS)
 
 
@@ -321,65 +373,10 @@ def test_units_are_grafanas() -> None:
 # Answered by a real Prometheus.
 
 
-class Backfilled(NamedTuple):
-    """A Prometheus that holds the sample, and the Unix time at which the sample ends."""
-
-    url: str
-    end: int
-
-
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
-    folder = tmp_path_factory.mktemp("prometheus")
-    (folder / "prometheus.yml").write_text("{}\n", encoding="utf-8")
-    end = int(time.time())
-    sample.write(folder / "sample.txt", end)
-    backfill(folder, "sample.txt")
-    for stage in in_stages():
-        with serve(folder) as url, (folder / "stage.txt").open("w", encoding="utf-8") as out:
-            record(url, stage, end - sample.DURATION_SECONDS, end, out)
-        backfill(folder, "stage.txt")
-    with serve(folder) as url:
-        yield Backfilled(url, end)
-
-
-def backfill(folder: Path, name: str) -> None:
-    """Put an OpenMetrics text, which still lacks its end, into the Prometheus of a folder."""
-    with (folder / name).open("a", encoding="utf-8") as file:
-        file.write("# EOF\n")
-    command = [tool("promtool"), "tsdb", "create-blocks-from", "openmetrics", name, "data"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-
-@contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Run a Prometheus on the data in a folder, and yield its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [
-        tool("prometheus"), "--config.file=prometheus.yml", "--storage.tsdb.path=data",
-        f"--web.listen-address={address}", "--log.level=warn", "--query.lookback-delta=1m",
-    ]  # fmt: skip
-    with (folder / "log").open("w") as log, subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as process:
-        try:
-            _wait_until_answering(f"http://{address}", process, folder / "log")
-            yield f"http://{address}"
-        finally:
-            process.terminate()
-
-
-def _wait_until_answering(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            break
-        try:
-            get(url, "query", {"query": "1"})
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    pytest.fail(f"Prometheus did not start: {log.read_text()}")
+    with backfilled(tmp_path_factory.mktemp("prometheus")) as filled:
+        yield filled
 
 
 def values(prometheus: Backfilled, panel: Json, number: int = 0, **variables: str) -> dict[tuple[str, ...], float]:
@@ -395,25 +392,55 @@ def test_the_sample_has_every_metric_of_the_catalogue(prometheus: Backfilled) ->
     assert expected - names == set()
 
 
-@pytest.mark.parametrize("run", [".*", "(voice-s1|voice-s2)"])
-def test_every_query_returns_data(each_dashboard: Json, prometheus: Backfilled, run: str) -> None:
-    results = run_all(each_dashboard, prometheus.url, {**EVERYTHING, "run": run}, at=prometheus.end)
+# Part of a query -> why it may find nothing in the scenario.
+NOT_IN_THE_SCENARIO = {
+    "trainvitals_hook_errors_total": "no hook fails",
+    "trainvitals_series_dropped_total": "no series is dropped",
+    "trainvitals_exporter_run_files_rejected": "no run file is rejected",
+    "trainvitals_loss_anomalies_total": "no loss is a thousand times the usual",
+    "trainvitals_gpu_ecc_errors_total": "no memory is bad",
+    "trainvitals_gpu_remapped_rows": "no memory is bad",
+    "run:trainvitals_bottleneck:info": "the disk holds no run up any more when it ends",
+}
+
+
+def test_every_query_returns_data(each_dashboard: Json, prometheus: Backfilled) -> None:
+    """Over the scenario and the sample together, so that nothing is left out."""
+    results = run_all(each_dashboard, prometheus.url, {**SCENARIO, "job": ".*"}, at=prometheus.end)
     assert len(results) == len(list(queries(each_dashboard)))
     assert [result for result in results if result.error or not result.series] == []
 
 
-def test_only_what_is_about_the_end_is_empty_for_a_run_in_progress(
-    each_dashboard: Json, prometheus: Backfilled
-) -> None:
-    results = run_all(each_dashboard, prometheus.url, {**EVERYTHING, "run": "voice-s2"}, at=prometheus.end)
-    assert unexplained(results, {ENDED: "the run has not ended"}) == []
+def test_every_query_answers_for_the_scenario(each_dashboard: Json, prometheus: Backfilled) -> None:
+    results = run_all(
+        each_dashboard, prometheus.url, SCENARIO, at=prometheus.end, window_seconds=scenario.DURATION_SECONDS
+    )
+    assert unexplained(results, NOT_IN_THE_SCENARIO) == []
+
+
+def test_reasons_why_the_scenario_leaves_queries_empty_hold(prometheus: Backfilled) -> None:
+    results = [
+        result
+        for path in DASHBOARDS
+        for result in run_all(load(path), prometheus.url, SCENARIO, at=prometheus.end, window_seconds=7200)
+    ]
+    for part in NOT_IN_THE_SCENARIO:
+        assert any(part in result.expr and not result.series for result in results), part
+
+
+@pytest.mark.parametrize("run", ["voice-s2", "(voice-s1|voice-s2)"])
+def test_only_what_is_about_ends_and_leaks_is_empty_for_a_run_in_progress(prometheus: Backfilled, run: str) -> None:
+    results = run_all(board("training-run"), prometheus.url, {**EVERYTHING, "run": run}, at=prometheus.end)
+    reasons = {ENDED: "the run has not ended", "_memory_left:seconds": "there is no leak"}
+    assert unexplained(results, reasons if run == "voice-s2" else {"_memory_left:seconds": "there is no leak"}) == []
 
 
 def test_a_query_that_fails_or_finds_nothing_is_reported(dashboard: Json, prometheus: Backfilled) -> None:
     loss = panel_named(dashboard, "Loss")["targets"][0]
     for expr, error in (("trainvitals_loss{", "parse error"), ('trainvitals_loss{run="other"}', None)):
         loss["expr"] = expr
-        [found] = unexplained(run_all(dashboard, prometheus.url, EVERYTHING, at=prometheus.end))
+        reasons = {"_memory_left:seconds": "there is no leak"}
+        [found] = unexplained(run_all(dashboard, prometheus.url, EVERYTHING, at=prometheus.end), reasons)
         assert (found.where, found.series) == ("Loss", 0)
         assert found.error is None if error is None else error in str(found.error)
 
@@ -437,14 +464,19 @@ def test_speed_is_that_of_the_slowest_rank_of_each_run(dashboard: Json, promethe
 
 
 def test_phases_of_each_run_are_its_own_shares(dashboard: Json, prometheus: Backfilled) -> None:
-    found = values(prometheus, panel_named(dashboard, "Where the step goes now"))
+    found = values(prometheus, panel_named(dashboard, "Where the step goes · $run"))
     expected = {(run, phase): share for run in sample.STATE for phase, share in sample.PHASE_SHARES.items()}
     assert found == pytest.approx(expected)
 
 
 def test_host_memory_counts_all_ranks_roles_and_the_launcher(dashboard: Json, prometheus: Backfilled) -> None:
-    found = values(prometheus, panel_named(dashboard, "Host memory"))
-    assert found == pytest.approx({("voice-s2",): 8.01e9, ("voice-s1",): 4e9})
+    panel = panel_named(dashboard, "Host memory of the run, by role")
+    expr = substitute(panel["targets"][0]["expr"], EVERYTHING)
+    found = {
+        (labels["run"], labels["role"]): value for labels, value in instant_values(prometheus.url, expr, prometheus.end)
+    }
+    expected = {("voice-s2", "main"): 6e9, ("voice-s2", "dataloader_worker"): 2e9, ("voice-s2", "other"): 1e7}
+    assert found == expected | {("voice-s1", "main"): 3e9, ("voice-s1", "dataloader_worker"): 1e9}
 
 
 def test_state_is_one_number_for_each_run(dashboard: Json, prometheus: Backfilled) -> None:

@@ -50,9 +50,7 @@ class Tuning:
 AS_SHIPPED: Final = Tuning()
 
 
-def start_native(
-    programs: Programs, work: Path, run_dir: Path, webhook: str, tuning: Tuning = AS_SHIPPED
-) -> Addresses:
+def start_native(programs: Programs, work: Path, run_dir: Path, webhook: str, tuning: Tuning = AS_SHIPPED) -> Addresses:
     """Start the parts as programs of this machine, with their data below `work`; alerts go to the URL `webhook`."""
     prometheus, alertmanager = find("prometheus"), find("alertmanager")
     grafana = shutil.which("grafana") if tuning.grafana else None
