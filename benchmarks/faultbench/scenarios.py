@@ -149,7 +149,7 @@ HUGGING_FACE: Final = (
 DDP: Final = (
     _healthy("ddp", "1", weight=2),
     _healthy("ddp", "2", seed=2, weight=2, pace=0.15),
-    _sick("ddp", "straggler", "TrainingRankStraggling", "rank 1", weight=2, patience=HOUR, allowed=SLOWER),
+    _sick("ddp", "straggler", "TrainingRankStraggling", "Rank 1 ", weight=2, patience=HOUR, allowed=SLOWER),
     _sick("ddp", "rank-hang", "TrainingStalled", weight=2, allowed=STANDS_STILL),
     _sick("ddp", "rank-crash", "TrainingRunFailed", "ValueError", weight=2),
     _sick("ddp", "find-unused", "TrainingAdviceFindUnusedParameters", weight=2, onset=0, patience=HOUR),
