@@ -398,7 +398,7 @@ class StateTimeline(Panel):
 
     type = "state-timeline"
     instant = False
-    custom: ClassVar[Json] = {"fillOpacity": 75, "insertNulls": False, "lineWidth": 0, "spanNulls": False}
+    custom: ClassVar[Json] = {"fillOpacity": 75, "lineWidth": 0}
     options: ClassVar[Json] = {
         "alignValue": "left",
         "legend": {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": False},
