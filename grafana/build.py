@@ -1,5 +1,8 @@
 """Build the dashboards: `python grafana/build.py` writes them, `--check` fails when the committed ones differ.
 
+Each is built three times: for provisioning (dashboards), the same with Chinese titles (dashboards-zh), and for the
+import page of Grafana (import).
+
 Needs `pip install PyYAML` and `pip install --no-deps -r grafana/requirements.txt`.
 """
 
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import plugin  # type: ignore[import-not-found]  # noqa: F401  # beside this script; importing it registers the panels
+import variants  # type: ignore[import-not-found]  # the same
 from grafana_dashboards.exporter import DashboardExporter, ProjectProcessor
 from grafana_dashboards.parser import DefinitionParser
 from yaml import safe_load
@@ -23,15 +27,22 @@ THRESHOLD = re.compile(r"threshold:trainvitals_(\w+):(\w+)")
 
 
 class Collector(DashboardExporter):  # type: ignore[misc]  # the builder ships no types
-    """Keeps each dashboard as the text of its file."""
+    """Keeps each dashboard, in all its variants, as the text of its file."""
 
     def __init__(self) -> None:
         self.files: dict[Path, str] = {}
+        self.chinese = safe_load((HERE / "translations" / "zh.yaml").read_text(encoding="utf-8"))
 
     def process_dashboard(self, project_name: str, dashboard_name: str, dashboard_data: dict[str, Any]) -> None:
         """Take one dashboard from the builder."""
-        text = json.dumps(dashboard_data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        self.files[HERE / "dashboards" / f"{dashboard_name}.json"] = text
+        built = {
+            "dashboards": dashboard_data,
+            "dashboards-zh": variants.translated(dashboard_data, self.chinese),
+            "import": variants.importable(dashboard_data),
+        }
+        for folder, dashboard in built.items():
+            text = json.dumps(dashboard, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            self.files[HERE / folder / f"{dashboard_name}.json"] = text
 
 
 def limits() -> dict[str, float]:
@@ -65,7 +76,8 @@ def build() -> dict[Path, str]:
 def drift(files: dict[Path, str]) -> list[str]:
     """Return the lines of a diff from the committed dashboards to `files`; none if they agree."""
     lines: list[str] = []
-    for path in sorted({*files, *(HERE / "dashboards").glob("*.json")}):
+    folders = {path.parent for path in files}
+    for path in sorted({*files, *(found for folder in folders for found in folder.glob("*.json"))}):
         committed = path.read_text(encoding="utf-8") if path.exists() else ""
         name = str(path.relative_to(HERE))
         lines += difflib.unified_diff(
@@ -85,6 +97,7 @@ def main() -> int:
         print("\n".join(differences), end="\n" if differences else "")
         return 1 if differences else 0
     for path, text in files.items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(path.relative_to(HERE.parent))
     return 0

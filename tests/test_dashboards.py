@@ -365,6 +365,65 @@ def test_grafanas_model_catches_an_unknown_key(dashboard: Json) -> None:
     assert any("lineThickness" in path for path in lost(dashboard, through_the_model(dashboard)))
 
 
+def test_grafanas_model_knows_every_key_of_the_chinese_ones() -> None:
+    for path in DASHBOARDS:
+        chinese = load(GRAFANA / "dashboards-zh" / path.name)
+        unknown = list(lost(chinese, through_the_model(chinese)))
+        assert [found for found in unknown if found.rpartition(".")[2] not in ANNOTATION_KEYS] == []
+
+
+# In other forms.
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_the_chinese_dashboards_differ_in_their_texts_only(path: Path) -> None:
+    english, chinese = load(path), load(GRAFANA / "dashboards-zh" / path.name)
+    differing = list(lost(english, chinese))
+    texts = r"(\.title|\.label|\.name|\.text|\.displayName|\.matcher\.options|\.renameByName\.[^.]+)$"
+    assert [found for found in differing if not re.search(texts, found)] == []
+    assert len(differing) > len(list(panels(english)))
+    assert re.search("[\u4e00-\u9fff]", next(panels(chinese))["title"])
+    for panel in panels(chinese):
+        if panel["type"] == "table":
+            headings = {*panel["transformations"][-1]["options"]["renameByName"].values()}
+            assert {override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]} <= headings
+
+
+def test_a_text_that_is_not_translated_is_an_error(tmp_path: Path) -> None:
+    copied = copy_with_rules(tmp_path)
+    texts = copied / "translations" / "zh.yaml"
+    texts.write_text(texts.read_text().replace("Gradient norm:", "Gradient norms:"))
+    result = build(grafana=copied)
+    assert result.returncode != 0
+    assert "not translated: ['Gradient norm']" in result.stderr
+
+
+def test_every_translation_is_used() -> None:
+    shipped = "".join(path.read_text() for path in DASHBOARDS)
+    texts = yaml.safe_load((GRAFANA / "translations" / "zh.yaml").read_text())
+    assert [text for text in texts if json.dumps(text, ensure_ascii=False)[1:-1] not in shipped] == []
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_what_is_imported_is_the_dashboard_with_the_chosen_source(path: Path) -> None:
+    """As the import page does it: each name of __inputs is replaced in every string; the rest of __ keys goes."""
+    form = load(GRAFANA / "import" / path.name)
+    [asked] = form.pop("__inputs")
+    needed = {item["id"] for item in form.pop("__requires")}
+    assert asked["pluginId"] == "prometheus"
+    assert {panel["type"] for panel in panels(form)} <= needed
+    imported = json.loads(json.dumps(form).replace(f"${{{asked['name']}}}", "their-prometheus"))
+    assert imported["templating"]["list"][0].pop("current")["value"] == "their-prometheus"
+    assert imported.pop("editable") is True
+    shipped = load(path)
+    shipped["templating"]["list"][0].pop("current")
+    shipped.pop("editable")
+    assert imported == shipped
+
+
+# Units.
+
+
 def test_units_are_grafanas() -> None:
     units = pytest.importorskip("grafana_foundation_sdk.models.units", reason="needs Python 3.11 or newer")
     assert {value for value in vars(units).values() if isinstance(value, str)} >= UNITS
