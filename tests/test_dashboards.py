@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import http.server
 import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -589,3 +591,95 @@ def test_dashboards_are_provisioned_read_only() -> None:
     [provider] = provisioned("dashboards")["providers"]
     assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
     assert provider["allowUiUpdates"] is False
+
+
+# In a Grafana, as far as that can be seen without one: a server that answers like its API, as documented.
+
+
+class FakeGrafana(http.server.ThreadingHTTPServer):
+    """Keeps dashboards by uid; answers what smoke_test.py asks and takes what build.py uploads."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), FakeGrafanaHandler)
+        self.dashboards = {load(path)["uid"]: load(path) for path in DASHBOARDS}
+        self.source: Json = {"status": "OK", "message": "Successfully queried the Prometheus API."}
+        self.tokens: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class FakeGrafanaHandler(http.server.BaseHTTPRequestHandler):
+    server: FakeGrafana
+
+    def do_GET(self) -> None:
+        uid = self.path.rpartition("/")[2]
+        if self.path == "/api/health":
+            self.answer({"database": "ok", "version": "13.2.0"})
+        elif self.path.startswith("/api/search?type=dash-db"):
+            self.answer([{"uid": uid, "type": "dash-db"} for uid in self.server.dashboards])
+        elif self.path == f"/api/dashboards/uid/{uid}" and uid in self.server.dashboards:
+            self.answer({"dashboard": self.server.dashboards[uid], "meta": {"provisioned": True}})
+        elif self.path == "/api/datasources/uid/trainvitals-prometheus/health":
+            self.answer(self.server.source)
+        else:
+            self.send_error(404)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert (self.path, body["overwrite"]) == ("/api/dashboards/db", True)
+        self.server.tokens.append(self.headers["Authorization"])
+        self.server.dashboards[body["dashboard"]["uid"]] = body["dashboard"]
+        self.answer({"status": "success", "url": f"/d/{body['dashboard']['uid']}/x"})
+
+    def answer(self, content: Any) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_grafana() -> Iterator[FakeGrafana]:
+    with FakeGrafana() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def smoke_test(url: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(GRAFANA / "smoke_test.py"), "--url", url]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_smoke_test_finds_a_good_grafana_good(fake_grafana: FakeGrafana) -> None:
+    result = smoke_test(fake_grafana.url)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_smoke_test_names_what_is_wrong(fake_grafana: FakeGrafana) -> None:
+    fake_grafana.dashboards.pop("trainvitals-gpu")
+    fake_grafana.dashboards["trainvitals-host"]["panels"].pop()
+    fake_grafana.source = {"status": "ERROR", "message": "connection refused"}
+    result = smoke_test(fake_grafana.url)
+    assert result.returncode == 1
+    for finding in ("trainvitals-gpu is not there", "trainvitals-host: its number of panels", "connection refused"):
+        assert finding in result.stdout
+
+
+def test_the_smoke_test_says_when_there_is_no_grafana() -> None:
+    result = smoke_test("http://127.0.0.1:9")
+    assert (result.returncode, result.stderr) == (1, "")
+    assert "refused" in result.stdout
+
+
+def test_dashboards_are_uploaded_over_those_of_the_same_uid(fake_grafana: FakeGrafana) -> None:
+    fake_grafana.dashboards.clear()
+    environment = {"GRAFANA_HOST": fake_grafana.url, "GRAFANA_TOKEN": "glsa_x"}
+    command = [sys.executable, str(GRAFANA / "build.py"), "--upload"]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert fake_grafana.dashboards == {load(path)["uid"]: load(path) for path in DASHBOARDS}
+    assert set(fake_grafana.tokens) == {"Bearer glsa_x"}
