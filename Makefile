@@ -10,9 +10,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Set TORCH_INDEX to the package index of CPU builds that pytorch.org names, to be spared gigabytes of CUDA.
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX),@true)
 NODE_MODULES := grafana/pictures/node_modules
-CHECKED := hooks exporter grafana prometheus examples tests benchmarks
+CHECKED := hooks exporter grafana prometheus deploy examples tests benchmarks
 
-.PHONY: help demo test test-slow test-gpu check bench dashboards dashboard-types pictures channels docs tools newer-tools node-exporter compose-client clean
+.PHONY: help demo test test-slow test-gpu check bench faultbench dashboards dashboard-types pictures channels docs kubernetes tools newer-tools node-exporter compose-client clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17
@@ -32,13 +32,16 @@ test-gpu: $(VENV)/.test  ## the hooks on this machine's GPU
 check: $(VENV)/.test  ## ruff and mypy alone
 	ruff check $(CHECKED)
 	ruff format --check $(CHECKED)
-	mypy hooks exporter grafana/build.py prometheus/alertmanager/build.py examples/demo tests benchmarks
+	mypy hooks exporter grafana/build.py prometheus/alerts_page.py prometheus/alertmanager/build.py deploy/kubernetes/build.py examples/demo tests benchmarks
 	MYPYPATH=examples mypy examples/voice_clone
 
 bench: $(VENV)/.test $(VENV)/rivals  ## what hooks and scrapes cost, beside the budgets and others
 	$(BIN)/python -m benchmarks.hooks
 	$(BIN)/python -m benchmarks.rivals --traceml $(VENV)/rivals
 	$(BIN)/python -m benchmarks.scrape --rivals $(VENV)/rivals
+
+faultbench: $(VENV)/.test tools  ## faults and healthy runs through the whole stack: what is caught, what is a false alarm (40 minutes)
+	$(BIN)/python -m benchmarks.faultbench --write docs/faultbench-results.md
 
 dashboards: $(VENV)/.test  ## build grafana/dashboards from grafana/definitions
 	$(BIN)/python grafana/build.py
@@ -58,8 +61,12 @@ $(NODE_MODULES): grafana/pictures/package-lock.json
 	cd grafana/pictures && npm ci --no-audit --no-fund
 	touch $@
 
-docs: $(VENV)/.test  ## build docs/metrics.md from the catalogue
+docs: $(VENV)/.test  ## build docs/metrics.md from the catalogue, docs/alerts.md from the rules
 	$(BIN)/trainvitals metrics --format markdown > docs/metrics.md
+	$(BIN)/python prometheus/alerts_page.py
+
+kubernetes: $(VENV)/.test  ## build deploy/kubernetes/prometheusrule.yaml from prometheus/rules
+	$(BIN)/python deploy/kubernetes/build.py
 
 # Debian and Ubuntu start these packages as services on their usual ports; nothing here uses or touches those.
 # TRAINVITALS_TEST_WITHOUT="prometheus newer-tools docker-compose" tells that such a program cannot be had: its tests are named as not run.

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from trainvitals import catalogue, catalogue_pages
 
+from prometheus import alerts_page
+
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")), REPOSITORY / "grafana" / "README.md",
          REPOSITORY / "examples" / "voice_clone" / "README.md"]  # fmt: skip
@@ -17,6 +19,13 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 def test_the_metrics_page_is_that_of_the_catalogue() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert page == catalogue_pages.markdown(), "run: make docs"
+
+
+def test_the_alerts_page_is_that_of_the_rules() -> None:
+    written = (REPOSITORY / "docs" / "alerts.md").read_text(encoding="utf-8")
+    assert written == alerts_page.page(), "run: make docs"
+    rows = re.findall(r"^\| `(threshold:\S+)` \|.*\| (.*) \|$", written, re.MULTILINE)
+    assert [name for name, meaning in rows if not meaning] == [], "settings.yml does not say what these mean"
 
 
 @each_page

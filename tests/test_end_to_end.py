@@ -87,19 +87,6 @@ def test_healthy_run_fills_the_dashboard_and_raises_nothing(running: Running) ->
 
 
 @pytest.mark.timeout(600)
-def test_exploding_gradients_are_told_with_numbers(running: Running) -> None:
-    training = running.train("sick", "--stage", "s2", "--fault", "grad-explosion", "--fault-after", "80")
-    try:
-        alert = wait_until(lambda: running.alert("TrainingGradientExplosion", run="sick"), "the notification", PATIENCE)
-    finally:
-        end_group(training)
-    assert alert["labels"]["severity"] == "critical"
-    assert "Run sick" in alert["annotations"]["description"]
-    assert "AdamW" in alert["annotations"]["description"]
-    assert alert["annotations"]["runbook_url"].endswith("/TrainingGradientExplosion.md")
-
-
-@pytest.mark.timeout(600)
 def test_a_crash_is_told_with_its_exception(running: Running) -> None:
     training = running.train("crashing", "--stage", "s1", "--fault", "crash", "--fault-after", "5")
     assert training.wait(PATIENCE) != 0

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,17 +33,36 @@ class Addresses:
     grafana: str | None
 
 
-def start_native(programs: Programs, work: Path, run_dir: Path, webhook: str) -> Addresses:
+@dataclass(frozen=True)
+class Tuning:
+    """What is different from the stack as it is shipped: nothing, unless a bench has its own wishes.
+
+    `prepare` may change the copy of prometheus/ in the folder that it is given.
+    """
+
+    prepare: Callable[[Path], None] = lambda folder: None
+    exporter_environment: Mapping[str, str] | None = None
+    exporter_arguments: Sequence[str] = ()
+    prometheus_arguments: Sequence[str] = ()
+    grafana: bool = True
+
+
+AS_SHIPPED: Final = Tuning()
+
+
+def start_native(programs: Programs, work: Path, run_dir: Path, webhook: str, tuning: Tuning = AS_SHIPPED) -> Addresses:
     """Start the parts as programs of this machine, with their data below `work`; alerts go to the URL `webhook`."""
-    prometheus, alertmanager, grafana = find("prometheus"), find("alertmanager"), shutil.which("grafana")
+    prometheus, alertmanager = find("prometheus"), find("alertmanager")
+    grafana = shutil.which("grafana") if tuning.grafana else None
     ports = dict(zip(_PARTS, free_ports(len(_PARTS)), strict=True))
     url = {part: f"http://127.0.0.1:{port}" for part, port in ports.items()}
     configuration = _configuration(work, {part: f"127.0.0.1:{port}" for part, port in ports.items()}, webhook)
+    tuning.prepare(configuration)
 
     programs.start("exporter", [
         sys.executable, "-m", "trainvitals.cli", "exporter",
-        "--listen", f"127.0.0.1:{ports['exporter']}", "--run-dir", run_dir,
-    ])  # fmt: skip
+        "--listen", f"127.0.0.1:{ports['exporter']}", "--run-dir", run_dir, *tuning.exporter_arguments,
+    ], tuning.exporter_environment)  # fmt: skip
     programs.start("alertmanager", [
         alertmanager, f"--config.file={configuration / 'alertmanager' / 'alertmanager.yml'}",
         f"--storage.path={work / 'alertmanager-data'}", f"--web.listen-address=127.0.0.1:{ports['alertmanager']}",
@@ -53,6 +72,7 @@ def start_native(programs: Programs, work: Path, run_dir: Path, webhook: str) ->
         prometheus, f"--config.file={configuration / 'prometheus.yml'}",
         f"--storage.tsdb.path={work / 'prometheus-data'}",
         f"--web.listen-address=127.0.0.1:{ports['prometheus']}", "--web.enable-lifecycle",
+        *tuning.prometheus_arguments,
     ])  # fmt: skip
     programs.wait_for("exporter", url["exporter"] + "/-/ready")
     programs.wait_for("alertmanager", url["alertmanager"] + "/-/ready")

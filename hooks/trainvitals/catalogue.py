@@ -219,6 +219,11 @@ METRICS: Final = (
     _metric(RANK, "checkpoint_last_timestamp_seconds", "gauge", "Unix time at which the newest checkpoint was complete."),
     _metric(RANK, "checkpoint_last_interval_iterations", "gauge", "Training batches between the newest two checkpoints."),
     _metric(RANK, "checkpoint_filesystem_avail_bytes", "gauge", "Space left where the newest checkpoint was saved, after it. Absent where that is no folder of this machine."),
+    _metric(
+        RANK, "checkpoint_filesystem_info", "gauge",
+        "1; where that is: mount point, as this rank sees it, and disk, or the type of the filesystem where no disk is known.",
+        "mountpoint", "device",
+    ),
     # A rank: the process around the training.
     _metric(
         RANK, "ddp_seconds", "gauge",
@@ -269,6 +274,15 @@ METRICS: Final = (
         "1; who started this rank and in what, as its user, its cgroups and Slurm's and Kubernetes's own environment variables tell. "
         "Empty where that is unknown or there is none.",
         "user", "container_id", "kubernetes_namespace", "kubernetes_pod", "kubernetes_pod_uid", "slurm_job", "slurm_array_task",
+    ),
+    _metric(
+        SURROUNDINGS, "cgroup_cpu_quota_cores", "gauge",
+        "CPU time that this rank's container or job may use, in cores: the tightest quota of its cgroup and those around it. Absent without one.",
+    ),
+    _metric(SURROUNDINGS, "cgroup_cpu_periods_total", "counter", "Periods of that quota in which anything of that cgroup ran."),
+    _metric(
+        SURROUNDINGS, "cgroup_cpu_throttled_periods_total", "counter",
+        "Those of them in which the quota was used up, and the cgroup had to wait for the next.",
     ),
     _metric(SURROUNDINGS, "shm_size_bytes", "gauge", "Size of the /dev/shm that this rank sees; DataLoader workers hand their batches over in it."),
     _metric(SURROUNDINGS, "shm_avail_bytes", "gauge", "Space left there. A worker that finds none dies of a bus error."),

@@ -18,7 +18,8 @@ from tests.exporter.conftest import StartExporter
 from tests.exporter.exporter_process import DEADLINE, Scrape
 
 COLLECTORS = (
-    "cpu, data_mounts, disks, filesystems, memory, network, nvidia, owners, pressure, processes, pss, runs, shm"
+    "cpu, cpu_quota, data_mounts, disks, filesystems, memory, network, nvidia, owners, pressure, processes, pss, runs, "
+    "shm"
 )
 
 

@@ -98,6 +98,31 @@ print(json.dumps(out))
     assert best["filesystem_avail_bytes"] == true["avail"][1]
 
 
+def test_where_the_newest_checkpoint_lies(launcher: Launcher) -> None:
+    rank, true = train(
+        launcher,
+        """
+import tempfile
+def places():
+    from trainvitals import rundir
+    (rank,) = [f for f in rundir.read_all([Path(os.environ["TRAINVITALS_RUN_DIR"])]) if f.identity.kind == "rank"]
+    return [dict(s.labels) for s in rank.samples if s.name == "trainvitals_checkpoint_filesystem_info"]
+memory, out = tempfile.mkdtemp(dir="/dev/shm"), {}
+go(1); torch.save(model.state_dict(), "G.pt"); out["disk"] = places()
+go(1); torch.save(model.state_dict(), io.BytesIO()); out["no folder"] = places()
+os.symlink(memory, "link"); go(1); torch.save(model.state_dict(), "link/G.pt"); out["memory"] = places()
+shutil.rmtree(memory)
+out["folder"] = os.getcwd()
+print(json.dumps(out))
+""",
+    )
+    told = subprocess.run(["df", "--output=target", true["folder"]], capture_output=True, text=True, check=True)
+    assert {place["mountpoint"] for place in true["disk"]} == {told.stdout.splitlines()[1]}
+    assert true["no folder"] == []
+    assert true["memory"] == [{"mountpoint": "/dev/shm", "device": "tmpfs"}]  # noqa: S108
+    assert rank.labels("trainvitals_checkpoint_filesystem_info") == true["memory"]
+
+
 def test_what_is_saved_where(launcher: Launcher) -> None:
     _, true = train(
         launcher,

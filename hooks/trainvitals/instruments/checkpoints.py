@@ -22,12 +22,14 @@ import torch
 
 from trainvitals import imports
 from trainvitals.instruments import Context, quietly
+from trainvitals.mounts import MountTable
 from trainvitals.phases import CHECKPOINT, OTHER
 from trainvitals.runfile import RunFileWriter
 
 # Many scripts also save small things with torch.save: a history of losses, one sample. A file of less than this share
 # of the largest save so far begins no checkpoint.
 _SMALL: Final = 0.01
+_FILESYSTEM_INFO: Final = "trainvitals_checkpoint_filesystem_info"
 
 
 class _Save:
@@ -116,6 +118,7 @@ class Checkpoints:
         self._size: int | None = 0
         self._largest = 0
         self._files: set[Path] = set()
+        self._places: set[tuple[str, str]] = set()
         self._watches_moves = False
         self._begin = context.session.guarded("checkpoint", self.begin, any_thread=True)
         self._end = context.session.guarded("checkpoint", self.end, any_thread=True)
@@ -248,11 +251,20 @@ class Checkpoints:
         self._size = 0
         self._files.clear()
         writer.retire("trainvitals_checkpoint_filesystem_avail_bytes")
+        self._tell_places(writer, set())
 
     def _record_available(self, writer: RunFileWriter, folder: Path | None) -> None:
         if folder is not None:
             with contextlib.suppress(OSError):
                 writer.set("trainvitals_checkpoint_filesystem_avail_bytes", float(shutil.disk_usage(folder).free))
+                self._tell_places(writer, _places(folder))
+
+    def _tell_places(self, writer: RunFileWriter, places: set[tuple[str, str]]) -> None:
+        for mountpoint, device in self._places - places:
+            writer.retire(_FILESYSTEM_INFO, mountpoint=mountpoint, device=device)
+        for mountpoint, device in places:
+            writer.set(_FILESYSTEM_INFO, 1.0, mountpoint=mountpoint, device=device)
+        self._places = places
 
     def _watch_moves(self, file: Path) -> None:
         """Some scripts save in one folder and have shutil.move take the file to another, maybe on another disk."""
@@ -288,6 +300,13 @@ def _folder(target: Any) -> Path | None:
     if path.is_file():
         return path.parent
     return path if path.is_dir() else None
+
+
+def _places(folder: Path) -> set[tuple[str, str]]:
+    """Mount point and disks of a folder; the type of its filesystem where no disk is known. Raises OSError."""
+    table = MountTable()
+    mount = table.of(table.resolve(folder))
+    return {(mount.mountpoint, device) for device in table.disks(mount) or [mount.kind]} if mount else set()
 
 
 def _size_of_shard(metadata: Any) -> int | None:

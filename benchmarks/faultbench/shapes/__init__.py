@@ -1,0 +1,1 @@
+"""Small training loops, each with the faults that it can have."""
