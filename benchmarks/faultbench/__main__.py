@@ -45,11 +45,11 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        verdicts = _play(chosen, options.jobs, options.work)
+        verdicts, notes = _play(chosen, options.jobs, options.work)
     except DemoError as error:
         print(f"faultbench: {error}", file=sys.stderr)
         return 1
-    text = "\n".join([*judgement.table(verdicts), "", *Totals.of(verdicts).lines()])
+    text = "\n".join([*judgement.table(verdicts), "", *Totals.of(verdicts).lines(), *notes])
     print(f"\n{text}")
     if options.write:
         options.write.write_text(_page(text, options.only))
@@ -60,9 +60,9 @@ def _wanted(scenario: Scenario, patterns: list[str] | None) -> bool:
     return patterns is None or any(re.search(pattern, scenario.name) for pattern in patterns)
 
 
-def _play(chosen: list[Scenario], jobs: int, keep: Path | None) -> list[Verdict]:
+def _play(chosen: list[Scenario], jobs: int, keep: Path | None) -> tuple[list[Verdict], list[str]]:
     """Those of one factor share a stack; those that reach beyond their run have one of their own."""
-    verdicts = []
+    verdicts, notes = [], []
     together = sorted((each for each in chosen if not each.alone), key=lambda each: each.factor)
     wards = [list(group) for _, group in itertools.groupby(together, key=lambda each: each.factor)]
     wards += [[each] for each in chosen if each.alone]
@@ -80,10 +80,10 @@ def _play(chosen: list[Scenario], jobs: int, keep: Path | None) -> list[Verdict]
                     _tell(verdict)
                 missed, evaluations = ward.observer.missed()
                 if missed > TOO_BUSY * evaluations:
-                    print(f"Prometheus missed {missed:.0f} of {evaluations:.0f} evaluations: {BUSY}")
+                    notes.append(f"- **Prometheus missed {missed:.0f} of {evaluations:.0f} evaluations: {BUSY}**")
                 for alert in ward.unclaimed():
                     print(f"besides: {alert.name} {alert.labels}: {alert.descriptions[:1]}")
-    return sorted(verdicts, key=lambda verdict: chosen.index(verdict.scenario))
+    return sorted(verdicts, key=lambda verdict: chosen.index(verdict.scenario)), notes
 
 
 def _tell(verdict: Verdict) -> None:

@@ -12,6 +12,9 @@ import pytest
 
 from tests.conftest import Launcher, run_files, state_of, wait_until
 
+# A minute in all, for code that changes rarely and systems that few train on.
+pytestmark = pytest.mark.slow
+
 PYTHON = sys.executable
 SYSTEMS = ["darwin", "win32"]
 PRELUDE = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"

@@ -271,6 +271,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.slow  # compiles again and again
 def test_autocast_and_checkpointing_inside_compiled_code_cost_no_graph(launcher: Launcher) -> None:
     """As many graphs, breaks and compiled frames as without trainvitals, and they are seen nevertheless."""
     rank, watched = train(launcher, COMPILED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from benchmarks.faultbench.shapes.cnn import BATCH, Images, network
 from benchmarks.faultbench.shapes.course import GPU_FILE, Course, factor, parse
@@ -19,6 +20,7 @@ from tests.hooks.fake_cuda import fake
 GIB: Final = 1 << 30
 CARD: Final = 24 * GIB
 USUAL: Final = 14 * GIB  # in use after an iteration
+EPOCH: Final = 450  # iterations: a quarter of an hour at the usual pace and factor
 
 
 class Gpu:
@@ -94,7 +96,7 @@ class EpochSawtooth(Fault):
     """Memory grows during an epoch of fifteen minutes and is freed at its end."""
 
     def allocated(self) -> int:
-        return super().allocated() + int(3 * GIB * (self.course.age * factor() % 900) / 900)
+        return super().allocated() + int(3 * GIB * (self.course.iteration % EPOCH) / EPOCH)
 
 
 class Bystander(Fault):
@@ -355,8 +357,8 @@ def main() -> None:
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     dataset = Images(course.seed)
-    loader = DataLoader(dataset, batch_size=BATCH, num_workers=0)
-    for images, labels in course.paced(loader):
+    epoch = DataLoader(Subset(dataset, range(EPOCH * BATCH)), batch_size=BATCH, num_workers=0)
+    for images, labels in course.paced(itertools.chain.from_iterable(itertools.repeat(epoch))):
         if isinstance(fault, Starved) and fault.slow:
             dataset.slow_from = 0.0
         fault.transfer(images)
