@@ -115,6 +115,12 @@ def test_there_are_the_dashboards_that_alerts_and_links_name() -> None:
     assert {load(path)["uid"] for path in DASHBOARDS} == set(VARIABLES)
 
 
+@pytest.mark.parametrize("rule", [rule for rule in rules() if "alert" in rule], ids=lambda rule: str(rule["alert"]))
+def test_links_of_alerts_set_variables_that_their_dashboard_has(rule: Json) -> None:
+    [(uid, query)] = re.findall(r"/d/([a-z-]+)(?:\?(\S.*))?$", rule["annotations"]["dashboard_url"], re.DOTALL)
+    assert set(re.findall(r"var-(\w+)=", query)) <= set(VARIABLES[uid])
+
+
 def test_design_rules(each_dashboard: Json) -> None:
     assert lint(each_dashboard) == []
 
@@ -452,6 +458,30 @@ def test_the_sample_has_every_metric_of_the_catalogue(prometheus: Backfilled) ->
     names = set(get(prometheus.url, "label/__name__/values", {}))
     expected = {f"{metric.name}_count" if metric.type == "histogram" else metric.name for metric in METRICS}
     assert expected - names == set()
+
+
+def test_the_scenario_shows_the_troubles_it_is_about(prometheus: Backfilled) -> None:
+    window = f"[{scenario.DURATION_SECONDS}s]"
+    fired = f'count_over_time(ALERTS{{job="{scenario.JOB}", alertstate="firing"}}{window})'
+    told = {
+        (labels["run"], labels["alertname"])
+        for labels, _ in instant_values(prometheus.url, fired, prometheus.end)
+        if "run" in labels
+    }
+    for name in ("TrainingDataStarved", "TrainingCudaMemoryLeak", "TrainingGradientExplosion"):
+        assert ("voice-s2", name) in told
+    assert not {run for run, name in told if name.startswith("TrainingRun")} - {"s1-batch32"}
+
+
+def test_alerts_fire_after_they_were_pending_for_as_long_as_their_rule_says(prometheus: Backfilled) -> None:
+    [rule] = [rule for rule in rules() if rule.get("alert") == "TrainingDataStarved"]
+    assert rule["for"] == "5m"
+    times = (
+        'min_over_time(timestamp(ALERTS{{run="voice-s2", alertname="TrainingDataStarved", alertstate="{}"}})[2h:15s])'
+    )
+    first = [instant_values(prometheus.url, times.format(state), prometheus.end) for state in ("pending", "firing")]
+    [[(_, pending)], [(_, firing)]] = first
+    assert firing - pending == 300
 
 
 # Part of a query -> why it may find nothing in the scenario.
