@@ -482,9 +482,8 @@ class Table(Panel):
 
     def overrides(self, data: Json) -> list[Json]:
         """Return how the columns are shown, by heading."""
-        cells = {
-            str(field): f"${{__data.fields[{index}]:percentencode}}" for index, field in enumerate(data["columns"])
-        }
+        # By name: a label that no line has is no column, so that places shift.
+        cells = {str(field): f"${{__data.fields.{field}:percentencode}}" for field in data["columns"]}
         result = []
         for field, heading in data["columns"].items():
             cell = data.get("cells", {}).get(heading, {})

@@ -208,7 +208,13 @@ def _link_elsewhere(board: Json) -> None:
 
 
 def _link_from_nowhere(board: Json) -> None:
-    _run_link(board)["url"] = _run_link(board)["url"].replace("fields[2]", "fields[7]")
+    _run_link(board)["url"] = _run_link(board)["url"].replace("fields.run", "fields.lauf")
+
+
+def _link_without_label(board: Json) -> None:
+    panel_named(board, "GPU utilisation")["fieldConfig"]["defaults"]["links"] = [
+        {**_run_link(board), "url": _run_link(board)["url"].replace("__data.fields", "__field.labels")}
+    ]
 
 
 def _lose_time(board: Json) -> None:
@@ -256,6 +262,7 @@ MISTAKES: list[tuple[Callable[[Json], None], str]] = [
     (_keep_name, "so that lines of several queries are not merged"),
     (_link_elsewhere, "which trainvitals-run does not have"),
     (_link_from_nowhere, "reads a column that is not there"),
+    (_link_without_label, "the link needs ['instance', 'run'], which are no labels of the query"),
     (_lose_time, "loses time or variables"),
     (_no_dashboard_links, "no links to the other dashboards"),
     (_drop_checkpoints, "annotations missing: ['Checkpoints']"),
