@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Set TORCH_INDEX to the package index of CPU builds that pytorch.org names, to be spared gigabytes of CUDA.
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX),@true)
+NODE_MODULES := grafana/pictures/node_modules
 CHECKED := hooks exporter grafana prometheus deploy examples tests benchmarks
 
-.PHONY: help demo test test-slow test-gpu check bench faultbench dashboards channels docs kubernetes tools newer-tools node-exporter compose-client clean
+.PHONY: help demo test test-slow test-gpu check bench faultbench dashboards dashboard-types pictures channels docs kubernetes tools newer-tools node-exporter compose-client clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17
 
 demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the alert that arrives (three minutes)
 	$(BIN)/python examples/demo/demo.py
@@ -47,6 +48,18 @@ dashboards: $(VENV)/.test  ## build grafana/dashboards from grafana/definitions
 
 channels: $(VENV)/.test  ## build prometheus/alertmanager from its folder source
 	$(BIN)/python prometheus/alertmanager/build.py
+
+# Both need Node 20 or newer with npm; the second one Chromium, too.
+dashboard-types: $(NODE_MODULES)  ## check grafana/dashboards against Grafana's own types
+	node grafana/pictures/check.mjs
+
+pictures: $(VENV)/.test $(NODE_MODULES) tools  ## draw the dashboards into docs/images
+	cd grafana/pictures && npx vite build --logLevel warn
+	$(BIN)/python -m tests.dashboard_pictures
+
+$(NODE_MODULES): grafana/pictures/package-lock.json
+	cd grafana/pictures && npm ci --no-audit --no-fund
+	touch $@
 
 docs: $(VENV)/.test  ## build docs/metrics.md from the catalogue, docs/alerts.md from the rules
 	$(BIN)/trainvitals metrics --format markdown > docs/metrics.md
@@ -106,4 +119,4 @@ $(VENV)/rivals: benchmarks/requirements.txt | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NODE_MODULES) grafana/pictures/dist

@@ -398,7 +398,7 @@ class StateTimeline(Panel):
 
     type = "state-timeline"
     instant = False
-    custom: ClassVar[Json] = {"fillOpacity": 75, "insertNulls": False, "lineWidth": 0, "spanNulls": False}
+    custom: ClassVar[Json] = {"fillOpacity": 75, "lineWidth": 0}
     options: ClassVar[Json] = {
         "alignValue": "left",
         "legend": {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": False},
@@ -482,9 +482,8 @@ class Table(Panel):
 
     def overrides(self, data: Json) -> list[Json]:
         """Return how the columns are shown, by heading."""
-        cells = {
-            str(field): f"${{__data.fields[{index}]:percentencode}}" for index, field in enumerate(data["columns"])
-        }
+        # By name: a label that no line has is no column, so that places shift.
+        cells = {str(field): f"${{__data.fields.{field}:percentencode}}" for field in data["columns"]}
         result = []
         for field, heading in data["columns"].items():
             cell = data.get("cells", {}).get(heading, {})

@@ -176,9 +176,10 @@ def _links(panel: Json, links: list[Json]) -> Iterator[str]:
         set_there = {part.removeprefix("var-").partition("=")[0] for part in parts if part.startswith("var-")}
         if unknown := set_there - set(VARIABLES.get(uid, ())):
             yield f"the link {link['title']} sets {sorted(unknown)}, which {uid} does not have"
-        columns = len(panel["transformations"][-1]["options"]["renameByName"]) if panel["type"] == "table" else 0
-        if any(int(index) >= columns for index in re.findall(r"__data\.fields\[(\d+)\]", link["url"])):
-            yield f"the link {link['title']} reads a column that is not there"
+        if panel["type"] == "table":
+            columns = set(panel["transformations"][-1]["options"]["renameByName"])
+            if not set(re.findall(r"__data\.fields\.(\w+)", link["url"])) <= columns:
+                yield f"the link {link['title']} reads a column that is not there"
 
 
 def _queries(dashboard: Json) -> Iterator[str]:
@@ -189,6 +190,9 @@ def _queries(dashboard: Json) -> Iterator[str]:
             yield from (f"{where}: {finding}" for finding in analysis.findings)
             if panel["type"] == "table" and len(panel["targets"]) > 1 and analysis.keeps_name:
                 yield f"{where}: the metric's name is a column, too, so that lines of several queries are not merged"
+            linked = set(re.findall(r"__field\.labels\.(\w+)", str(panel["fieldConfig"]["defaults"].get("links"))))
+            if unknown := linked - analysis.labels:
+                yield f"{where}: the link needs {sorted(unknown)}, which are no labels of the query"
             shown = target["legendFormat"] if panel["type"] != "table" else _columns(panel)
             yield from (f"{where}: {finding}" for finding in _names(panel, shown, analysis))
     for query in queries(dashboard):

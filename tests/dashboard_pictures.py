@@ -30,18 +30,23 @@ WAIT_MILLISECONDS = 20000  # of the browser's virtual time, which passes as fast
 
 
 class Picture(NamedTuple):
-    """One picture: its name, the dashboard, what is chosen there, how long before the scenario's end, and the theme."""
+    """One picture: its name, the dashboard, what is chosen there, how long before the scenario's end, and the theme.
+
+    With `pixels`, only so much of the dashboard, from above.
+    """
 
     name: str
     dashboard: str
     chosen: dict[str, str]
     minutes_before_end: int = 0
     theme: str = "dark"
+    pixels: int = 0
 
 
 PICTURES = (
     Picture("training-runs", "training-runs", {}),
     Picture("training-run", "training-run", {"instance": "gpu01.*", "run": "voice-s2"}),
+    Picture("training-run-top", "training-run", {"instance": "gpu01.*", "run": "voice-s2"}, pixels=1145),
     Picture("training-run-light", "training-run", {"instance": "gpu01.*", "run": "voice-s2"}, theme="light"),
     Picture("gpu", "gpu", {"instance": "gpu03.*"}),
     Picture("host", "host", {"instance": "gpu01.*"}, minutes_before_end=33),
@@ -90,13 +95,13 @@ def draw(picture: Picture, site: str, filled: Backfilled, out: Path, *, opened: 
             **{f"var-{name}": value for name, value in chosen.items()},
         }
     )
-    size = f"{WIDTH},{height(GRAFANA / 'dashboards' / f'{picture.dashboard}.json', opened)}"
+    pixels = picture.pixels or height(GRAFANA / "dashboards" / f"{picture.dashboard}.json", opened)
     path = out / f"{picture.name}.png"
     with tempfile.TemporaryDirectory() as profile:
         command = [
             tool("chromium", "chromium-browser", "google-chrome"), "--headless", "--no-sandbox", "--disable-gpu",
-            f"--user-data-dir={profile}", f"--virtual-time-budget={WAIT_MILLISECONDS}", f"--window-size={size}",
-            "--hide-scrollbars", f"--screenshot={path}", f"{site}/pictures/dist/index.html?{address}",
+            f"--user-data-dir={profile}", f"--virtual-time-budget={WAIT_MILLISECONDS}", "--hide-scrollbars",
+            f"--window-size={WIDTH},{pixels}", f"--screenshot={path}", f"{site}/pictures/dist/index.html?{address}",
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     print(path)

@@ -56,14 +56,15 @@ def _add(folder: Path, write: Callable[[TextIO], None]) -> None:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[str]:
+def serve(folder: Path, *, lookback: str = "1m", retention_days: int = 15) -> Iterator[str]:
     """Run a Prometheus on the data in a folder, and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [
         tool("prometheus"), "--config.file=prometheus.yml", "--storage.tsdb.path=data",
-        f"--web.listen-address={address}", "--log.level=warn", "--query.lookback-delta=1m",
+        f"--web.listen-address={address}", "--log.level=warn", f"--query.lookback-delta={lookback}",
+        f"--storage.tsdb.retention.time={retention_days}d",
     ]  # fmt: skip
     with (folder / "log").open("w") as log, subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as process:
         try:

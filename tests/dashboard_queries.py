@@ -21,6 +21,7 @@ EMPTY_WITHOUT_GPU: Mapping[str, str] = {
     "trainvitals_run_gpu_info": "the run computes on no GPU",
     "trainvitals_cuda_": "the run computes on no GPU",
     "trainvitals_amp_": "GradScaler is off without CUDA",
+    ":trainvitals_gpu_": "no NVIDIA GPU on this host",
 }
 # The same, for a run that is well, still in progress, or on a kernel or disk that lacks the facility.
 EMPTY_WHEN_HEALTHY: Mapping[str, str] = {
@@ -33,6 +34,16 @@ EMPTY_WHEN_HEALTHY: Mapping[str, str] = {
     "trainvitals_exporter_run_files_rejected": "no run file was rejected",
     "trainvitals_dataloader_batch_size": "a batch sampler of the script's own decides the size of each batch",
     "trainvitals_dataloader_prefetch_factor": "a DataLoader without workers prefetches nothing",
+    "_anomalies_total": "no step was anomalous",
+    "trainvitals_anomaly_info": "no step was anomalous",
+    "_memory_left:seconds": "there is no leak",
+    "run:trainvitals_bottleneck:info": "nothing holds the run up",
+    "run:trainvitals_iterations_per_second:": "the run is too young to have a usual speed",
+    "own_work": "the run has one rank",
+    "trainvitals_ddp_seconds": "the run has one rank",
+    "trainvitals_run_label_info": "the run was given no label",
+    "trainvitals_dataloader_dataset_info": "the dataset lies in memory and no file of it is open",
+    "trainvitals_host_filesystem_disk_info": "the filesystems lie on no disk that can be seen",
     "trainvitals_host_pressure_seconds_total": "the kernel has no pressure stall information",
 }
 # Intervals that Grafana works out from the scrape interval and the width of the panel.

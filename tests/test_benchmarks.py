@@ -50,3 +50,11 @@ def test_scrape(tmp_path: Path) -> None:
     assert len(rows) == 9
     ours, bare = rows["series"]
     assert int(ours) == int(bare) > 1000
+
+
+@pytest.mark.slow
+def test_dashboards() -> None:
+    shown = benchmark("dashboards", "--days", "1")
+    rows = [line.strip("| ").split(" | ") for line in shown if "1 h" in line]
+    assert {row[0].removesuffix(", folded rows") for row in rows} >= {"Training run", "GPU", "Compare runs"}
+    assert all(int(samples.replace(",", "")) > 0 for _, _, _, samples, *_ in rows)

@@ -84,7 +84,8 @@ def test_the_host_is_mounted_read_only() -> None:
 
 def test_every_mounted_file_exists() -> None:
     services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
-    sources = [volume.split(":")[0] for service in services.values() for volume in service["volumes"]]
+    volumes = [volume for service in services.values() for volume in service["volumes"]]
+    sources = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")[0] for volume in volumes]
     for source in sources:
         if source.startswith("./"):
             assert (REPOSITORY / source).exists(), source

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import http.server
 import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from tests.dashboard_queries import (
     substitute,
     unexplained,
 )
+from tests.dashboard_rules import rules
 
 GRAFANA = Path(__file__).resolve().parent.parent / "grafana"
 DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
@@ -110,6 +113,12 @@ def test_check_fails_when_a_committed_dashboard_has_no_definition(tmp_path: Path
 
 def test_there_are_the_dashboards_that_alerts_and_links_name() -> None:
     assert {load(path)["uid"] for path in DASHBOARDS} == set(VARIABLES)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in rules() if "alert" in rule], ids=lambda rule: str(rule["alert"]))
+def test_links_of_alerts_set_variables_that_their_dashboard_has(rule: Json) -> None:
+    [(uid, query)] = re.findall(r"/d/([a-z-]+)(?:\?(\S.*))?$", rule["annotations"]["dashboard_url"], re.DOTALL)
+    assert set(re.findall(r"var-(\w+)=", query)) <= set(VARIABLES[uid])
 
 
 def test_design_rules(each_dashboard: Json) -> None:
@@ -199,7 +208,13 @@ def _link_elsewhere(board: Json) -> None:
 
 
 def _link_from_nowhere(board: Json) -> None:
-    _run_link(board)["url"] = _run_link(board)["url"].replace("fields[2]", "fields[7]")
+    _run_link(board)["url"] = _run_link(board)["url"].replace("fields.run", "fields.lauf")
+
+
+def _link_without_label(board: Json) -> None:
+    panel_named(board, "GPU utilisation")["fieldConfig"]["defaults"]["links"] = [
+        {**_run_link(board), "url": _run_link(board)["url"].replace("__data.fields", "__field.labels")}
+    ]
 
 
 def _lose_time(board: Json) -> None:
@@ -247,6 +262,7 @@ MISTAKES: list[tuple[Callable[[Json], None], str]] = [
     (_keep_name, "so that lines of several queries are not merged"),
     (_link_elsewhere, "which trainvitals-run does not have"),
     (_link_from_nowhere, "reads a column that is not there"),
+    (_link_without_label, "the link needs ['instance', 'run'], which are no labels of the query"),
     (_lose_time, "loses time or variables"),
     (_no_dashboard_links, "no links to the other dashboards"),
     (_drop_checkpoints, "annotations missing: ['Checkpoints']"),
@@ -365,6 +381,65 @@ def test_grafanas_model_catches_an_unknown_key(dashboard: Json) -> None:
     assert any("lineThickness" in path for path in lost(dashboard, through_the_model(dashboard)))
 
 
+def test_grafanas_model_knows_every_key_of_the_chinese_ones() -> None:
+    for path in DASHBOARDS:
+        chinese = load(GRAFANA / "dashboards-zh" / path.name)
+        unknown = list(lost(chinese, through_the_model(chinese)))
+        assert [found for found in unknown if found.rpartition(".")[2] not in ANNOTATION_KEYS] == []
+
+
+# In other forms.
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_the_chinese_dashboards_differ_in_their_texts_only(path: Path) -> None:
+    english, chinese = load(path), load(GRAFANA / "dashboards-zh" / path.name)
+    differing = list(lost(english, chinese))
+    texts = r"(\.title|\.label|\.name|\.text|\.displayName|\.matcher\.options|\.renameByName\.[^.]+)$"
+    assert [found for found in differing if not re.search(texts, found)] == []
+    assert len(differing) > len(list(panels(english)))
+    assert re.search("[\u4e00-\u9fff]", next(panels(chinese))["title"])
+    for panel in panels(chinese):
+        if panel["type"] == "table":
+            headings = {*panel["transformations"][-1]["options"]["renameByName"].values()}
+            assert {override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]} <= headings
+
+
+def test_a_text_that_is_not_translated_is_an_error(tmp_path: Path) -> None:
+    copied = copy_with_rules(tmp_path)
+    texts = copied / "translations" / "zh.yaml"
+    texts.write_text(texts.read_text().replace("Gradient norm:", "Gradient norms:"))
+    result = build(grafana=copied)
+    assert result.returncode != 0
+    assert "not translated: ['Gradient norm']" in result.stderr
+
+
+def test_every_translation_is_used() -> None:
+    shipped = "".join(path.read_text() for path in DASHBOARDS)
+    texts = yaml.safe_load((GRAFANA / "translations" / "zh.yaml").read_text())
+    assert [text for text in texts if json.dumps(text, ensure_ascii=False)[1:-1] not in shipped] == []
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_what_is_imported_is_the_dashboard_with_the_chosen_source(path: Path) -> None:
+    """As the import page does it: each name of __inputs is replaced in every string; the rest of __ keys goes."""
+    form = load(GRAFANA / "import" / path.name)
+    [asked] = form.pop("__inputs")
+    needed = {item["id"] for item in form.pop("__requires")}
+    assert asked["pluginId"] == "prometheus"
+    assert {panel["type"] for panel in panels(form)} <= needed
+    imported = json.loads(json.dumps(form).replace(f"${{{asked['name']}}}", "their-prometheus"))
+    assert imported["templating"]["list"][0].pop("current")["value"] == "their-prometheus"
+    assert imported.pop("editable") is True
+    shipped = load(path)
+    shipped["templating"]["list"][0].pop("current")
+    shipped.pop("editable")
+    assert imported == shipped
+
+
+# Units.
+
+
 def test_units_are_grafanas() -> None:
     units = pytest.importorskip("grafana_foundation_sdk.models.units", reason="needs Python 3.11 or newer")
     assert {value for value in vars(units).values() if isinstance(value, str)} >= UNITS
@@ -392,6 +467,30 @@ def test_the_sample_has_every_metric_of_the_catalogue(prometheus: Backfilled) ->
     assert expected - names == set()
 
 
+def test_the_scenario_shows_the_troubles_it_is_about(prometheus: Backfilled) -> None:
+    window = f"[{scenario.DURATION_SECONDS}s]"
+    fired = f'count_over_time(ALERTS{{job="{scenario.JOB}", alertstate="firing"}}{window})'
+    told = {
+        (labels["run"], labels["alertname"])
+        for labels, _ in instant_values(prometheus.url, fired, prometheus.end)
+        if "run" in labels
+    }
+    for name in ("TrainingDataStarved", "TrainingCudaMemoryLeak", "TrainingGradientExplosion"):
+        assert ("voice-s2", name) in told
+    assert not {run for run, name in told if name.startswith("TrainingRun")} - {"s1-batch32"}
+
+
+def test_alerts_fire_after_they_were_pending_for_as_long_as_their_rule_says(prometheus: Backfilled) -> None:
+    [rule] = [rule for rule in rules() if rule.get("alert") == "TrainingDataStarved"]
+    assert rule["for"] == "5m"
+    times = (
+        'min_over_time(timestamp(ALERTS{{run="voice-s2", alertname="TrainingDataStarved", alertstate="{}"}})[2h:15s])'
+    )
+    first = [instant_values(prometheus.url, times.format(state), prometheus.end) for state in ("pending", "firing")]
+    [[(_, pending)], [(_, firing)]] = first
+    assert firing - pending == 300
+
+
 # Part of a query -> why it may find nothing in the scenario.
 NOT_IN_THE_SCENARIO = {
     "trainvitals_hook_errors_total": "no hook fails",
@@ -402,6 +501,8 @@ NOT_IN_THE_SCENARIO = {
     "trainvitals_gpu_remapped_rows": "no memory is bad",
     "run:trainvitals_bottleneck:info": "the disk holds no run up any more when it ends",
 }
+
+NOT_IN_THE_SAMPLE = {"_memory_left:seconds": "there is no leak", ":usual6h": "half an hour does not tell what is usual"}
 
 
 def test_every_query_returns_data(each_dashboard: Json, prometheus: Backfilled) -> None:
@@ -431,16 +532,15 @@ def test_reasons_why_the_scenario_leaves_queries_empty_hold(prometheus: Backfill
 @pytest.mark.parametrize("run", ["voice-s2", "(voice-s1|voice-s2)"])
 def test_only_what_is_about_ends_and_leaks_is_empty_for_a_run_in_progress(prometheus: Backfilled, run: str) -> None:
     results = run_all(board("training-run"), prometheus.url, {**EVERYTHING, "run": run}, at=prometheus.end)
-    reasons = {ENDED: "the run has not ended", "_memory_left:seconds": "there is no leak"}
-    assert unexplained(results, reasons if run == "voice-s2" else {"_memory_left:seconds": "there is no leak"}) == []
+    ended = {ENDED: "the run has not ended"} if run == "voice-s2" else {}
+    assert unexplained(results, NOT_IN_THE_SAMPLE, ended) == []
 
 
 def test_a_query_that_fails_or_finds_nothing_is_reported(dashboard: Json, prometheus: Backfilled) -> None:
     loss = panel_named(dashboard, "Loss")["targets"][0]
     for expr, error in (("trainvitals_loss{", "parse error"), ('trainvitals_loss{run="other"}', None)):
         loss["expr"] = expr
-        reasons = {"_memory_left:seconds": "there is no leak"}
-        [found] = unexplained(run_all(dashboard, prometheus.url, EVERYTHING, at=prometheus.end), reasons)
+        [found] = unexplained(run_all(dashboard, prometheus.url, EVERYTHING, at=prometheus.end), NOT_IN_THE_SAMPLE)
         assert (found.where, found.series) == ("Loss", 0)
         assert found.error is None if error is None else error in str(found.error)
 
@@ -452,10 +552,10 @@ def test_a_prometheus_that_is_gone_is_reported_for_every_query(dashboard: Json) 
 
 
 def test_reasons_for_empty_queries_name_metrics_that_exist() -> None:
-    names = [metric.name for metric in METRICS]
+    names = [*(metric.name for metric in METRICS), *(rule["record"] for rule in rules() if "record" in rule)]
     for part in {*EMPTY_WITHOUT_GPU, *EMPTY_WHEN_HEALTHY} - {"ALERTS", ENDED}:
-        assert part != PREFIX
-        assert any(name.startswith(part) for name in names), part
+        assert part not in PREFIX
+        assert any(part in name for name in names), part
 
 
 def test_speed_is_that_of_the_slowest_rank_of_each_run(dashboard: Json, prometheus: Backfilled) -> None:
@@ -530,3 +630,95 @@ def test_dashboards_are_provisioned_read_only() -> None:
     [provider] = provisioned("dashboards")["providers"]
     assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
     assert provider["allowUiUpdates"] is False
+
+
+# In a Grafana, as far as that can be seen without one: a server that answers like its API, as documented.
+
+
+class FakeGrafana(http.server.ThreadingHTTPServer):
+    """Keeps dashboards by uid; answers what smoke_test.py asks and takes what build.py uploads."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), FakeGrafanaHandler)
+        self.dashboards = {load(path)["uid"]: load(path) for path in DASHBOARDS}
+        self.source: Json = {"status": "OK", "message": "Successfully queried the Prometheus API."}
+        self.tokens: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class FakeGrafanaHandler(http.server.BaseHTTPRequestHandler):
+    server: FakeGrafana
+
+    def do_GET(self) -> None:
+        uid = self.path.rpartition("/")[2]
+        if self.path == "/api/health":
+            self.answer({"database": "ok", "version": "13.2.0"})
+        elif self.path.startswith("/api/search?type=dash-db"):
+            self.answer([{"uid": uid, "type": "dash-db"} for uid in self.server.dashboards])
+        elif self.path == f"/api/dashboards/uid/{uid}" and uid in self.server.dashboards:
+            self.answer({"dashboard": self.server.dashboards[uid], "meta": {"provisioned": True}})
+        elif self.path == "/api/datasources/uid/trainvitals-prometheus/health":
+            self.answer(self.server.source)
+        else:
+            self.send_error(404)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert (self.path, body["overwrite"]) == ("/api/dashboards/db", True)
+        self.server.tokens.append(self.headers["Authorization"])
+        self.server.dashboards[body["dashboard"]["uid"]] = body["dashboard"]
+        self.answer({"status": "success", "url": f"/d/{body['dashboard']['uid']}/x"})
+
+    def answer(self, content: Any) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_grafana() -> Iterator[FakeGrafana]:
+    with FakeGrafana() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def smoke_test(url: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(GRAFANA / "smoke_test.py"), "--url", url]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_smoke_test_finds_a_good_grafana_good(fake_grafana: FakeGrafana) -> None:
+    result = smoke_test(fake_grafana.url)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_smoke_test_names_what_is_wrong(fake_grafana: FakeGrafana) -> None:
+    fake_grafana.dashboards.pop("trainvitals-gpu")
+    fake_grafana.dashboards["trainvitals-host"]["panels"].pop()
+    fake_grafana.source = {"status": "ERROR", "message": "connection refused"}
+    result = smoke_test(fake_grafana.url)
+    assert result.returncode == 1
+    for finding in ("trainvitals-gpu is not there", "trainvitals-host: its number of panels", "connection refused"):
+        assert finding in result.stdout
+
+
+def test_the_smoke_test_says_when_there_is_no_grafana() -> None:
+    result = smoke_test("http://127.0.0.1:9")
+    assert (result.returncode, result.stderr) == (1, "")
+    assert "refused" in result.stdout
+
+
+def test_dashboards_are_uploaded_over_those_of_the_same_uid(fake_grafana: FakeGrafana) -> None:
+    fake_grafana.dashboards.clear()
+    environment = {"GRAFANA_HOST": fake_grafana.url, "GRAFANA_TOKEN": "glsa_x"}
+    command = [sys.executable, str(GRAFANA / "build.py"), "--upload"]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert fake_grafana.dashboards == {load(path)["uid"]: load(path) for path in DASHBOARDS}
+    assert set(fake_grafana.tokens) == {"Bearer glsa_x"}

@@ -148,7 +148,7 @@ function Cells({ panel, data, width, height }) {
 
 // The heat map and the state timeline are not published; these are drawn by hand from the same options.
 
-const STRIP = { bottom: 22, longest: 36 };
+const STRIP = { bottom: 22, longest: 46 };
 
 function Strips({ data, width, height, range, colorOf, textOf }) {
   const rows = data.flatMap((frame) =>
