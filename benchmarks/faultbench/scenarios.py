@@ -222,6 +222,9 @@ def _example(stage: str, fault: str, expect: str | None, says: str, allowed: All
     scenario = Scenario(
         name, "example", fault, expect, says, allowed, arguments=("--stage", stage), pace=0.5, weight=weight
     )  # fmt: skip
+    if fault == "slow-loader":
+        # The loader is slow beside a trainer at full speed.
+        scenario = replace(scenario, pace=0.05, weight=5, onset=5 * MINUTE)
     if fault == "loss-spike":
         # In compressed time ten minutes would hold too few iterations for several of its spikes.
         scenario = replace(scenario, factor=1, onset=20, patience=3 * MINUTE, pace=0.25)
