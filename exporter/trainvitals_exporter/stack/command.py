@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from trainvitals_exporter.stack.test_alert import test_alert
+from trainvitals_exporter.stack.send_test import send_test_alert
 
 
 def command(argv: list[str]) -> int:
     """Run ``trainvitals stack SUBCOMMAND ...``; returns its exit code. Usage errors exit with 2."""
     options = _parser().parse_args(argv)
-    return test_alert(options.alertmanager, options.secrets, options.timeout)
+    return send_test_alert(options.alertmanager, options.secrets, options.timeout)
 
 
 def _parser() -> argparse.ArgumentParser:

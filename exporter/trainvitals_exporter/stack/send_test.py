@@ -19,7 +19,7 @@ _SUMMARY: Final = "Test alert: this channel works"
 _LOOK_EVERY: Final = 0.2
 
 
-def test_alert(url: str, secrets: Path, timeout: float) -> int:
+def send_test_alert(url: str, secrets: Path, timeout: float) -> int:
     """Send a test through the Alertmanager at `url`, and one to each robot whose address lies where the configuration
     says or in the folder `secrets`. Prints a line per check; returns 0 if all took it, else 1.
     """
