@@ -134,7 +134,7 @@ class LeakSlow(Leak):
     per_hour = 90 << 20
 
     def allocated(self) -> int:
-        return USUAL + 7 * GIB + self.leaked()
+        return USUAL + 15 * GIB // 2 + self.leaked()
 
 
 class LeakToTheEnd(Leak):
