@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,28 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from examples.demo.programs import free_ports
-from tests.conftest import tool, wait_until
+from tests.conftest import newer_tool, tool, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "prometheus" / "rules"
 MANIFEST = ROOT / "deploy" / "kubernetes" / "prometheusrule.yaml"
-NEWER = ROOT / ".venv" / "newer" / "usr" / "bin"
-# Its name where it cannot be had: see tool().
-MISSING = "newer-tools"
 # What the operator's custom resource knows of groups and rules.
 GROUP_KEYS = {"name", "interval", "rules", "labels", "limit", "query_offset", "partial_response_strategy"}
 RULE_KEYS = {"record", "alert", "expr", "for", "keep_firing_for", "labels", "annotations"}
 DURATION = r"(([0-9]+)y)?(([0-9]+)w)?(([0-9]+)d)?(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)s)?(([0-9]+)ms)?"
-
-
-@pytest.fixture
-def newer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs that are newer than the system's come first."""
-    monkeypatch.setenv("PATH", f"{NEWER}{os.pathsep}{os.environ['PATH']}")
 
 
 def checked(*command: str | Path) -> str:
@@ -78,13 +67,11 @@ def test_the_prometheusrule_has_the_shape_of_the_resource(tmp_path: Path) -> Non
     assert len(MANIFEST.read_bytes()) < 1_000_000  # what a cluster's store takes
 
 
-@pytest.mark.usefixtures("newer")
 def test_prometheus_3_takes_configuration_and_rules(tmp_path: Path) -> None:
-    prometheus = tool("prometheus")
+    prometheus = newer_tool("prometheus")
     version = re.search(r"version (\d+)", checked(prometheus, "--version"))
     assert version is not None
-    if int(version[1]) < 3:
-        tool(MISSING)
+    assert int(version[1]) >= 3
     with running(
         prometheus,
         "--config.file=prometheus.yml",
@@ -102,16 +89,14 @@ def loaded(url: str) -> bool:
     return bool(rules) and all(rule["health"] == "ok" for rule in rules)
 
 
-@pytest.mark.usefixtures("newer")
 def test_vmalert_takes_the_rules() -> None:
-    checked(tool(MISSING, "vmalert"), "-dryRun", *(f"-rule={file}" for file in sorted(RULES.glob("*.yml"))))
+    checked(newer_tool("vmalert"), "-dryRun", *(f"-rule={file}" for file in sorted(RULES.glob("*.yml"))))
 
 
-@pytest.mark.usefixtures("newer")
 def test_vmalert_fires_with_the_right_text(tmp_path: Path) -> None:
     """A run whose loss has been NaN-counted, and one that is well, on a real VictoriaMetrics."""
     database = [f"-storageDataPath={tmp_path}", "-search.latencyOffset=0s", "-loggerLevel=ERROR"]
-    with running(tool(MISSING, "victoria-metrics"), *database, port="-httpListenAddr=127.0.0.1:{}") as url:
+    with running(newer_tool("victoria-metrics"), *database, port="-httpListenAddr=127.0.0.1:{}") as url:
         now = time.time()
         for run, count in (("bad", 7), ("good", 0)):
             labels = f'job="trainvitals",instance="host:10288",run="{run}"'
@@ -131,7 +116,7 @@ def test_vmalert_fires_with_the_right_text(tmp_path: Path) -> None:
             *rules, f"-datasource.url={url}", f"-remoteWrite.url={url}", "-notifier.blackhole",
             "-evaluationInterval=1s", "-rule.evalDelay=0s", "-remoteWrite.flushInterval=200ms", "-loggerLevel=ERROR",
         ]  # fmt: skip
-        with running(tool(MISSING, "vmalert"), *vmalert, port="-httpListenAddr=127.0.0.1:{}") as alerts:
+        with running(newer_tool("vmalert"), *vmalert, port="-httpListenAddr=127.0.0.1:{}") as alerts:
 
             def nonfinite() -> list[dict[str, Any]]:
                 found = fetch(alerts + "/api/v1/alerts")["data"]["alerts"]

@@ -294,20 +294,23 @@ def changing(path: Path, seed: int = 0) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.timeout(60)
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    outcomes = {"taken", "InvalidRunFile", "FileNotFoundError"}
     path = tmp_path / f"x{runfile.SUFFIX}"
     path.write_bytes(WHOLE)
     seen: Counter[str] = Counter()
     earlier = None
     with changing(path):
-        for _ in range(4000):
+        # On a busy machine thousands of reads may pass between two changes: only all outcomes show that it changed.
+        while seen.total() < 4000 or seen.keys() != outcomes:
             try:
                 earlier = runfile.read(path, os.getuid(), earlier)
                 assert earlier.identity.run == "train"
                 seen["taken"] += 1
             except (runfile.InvalidRunFile, FileNotFoundError) as refused:
                 seen[type(refused).__name__] += 1
-    assert seen.keys() == {"taken", "InvalidRunFile", "FileNotFoundError"}
+                assert seen.keys() <= outcomes
 
 
 def hostile_files(folder: Path) -> dict[str, str]:
