@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,11 @@ DROP_INS = sorted((SYSTEMD / "drop-ins").glob("*.conf"))
 HIGHEST_SCORE = 2.2
 # Whoever this is, no account of the exporter's tests.
 SOMEBODY_ELSE = 65534
+
+
+@pytest.fixture(autouse=True)
+def _needs_systemd() -> None:
+    tool("systemd-analyze")
 
 
 def verify(folder: Path, units: list[Path], *drop_ins: Path, change: Callable[[str], str] = str) -> str:
@@ -148,8 +154,8 @@ def test_the_exporter_works_under_its_unit(more: bool, run: Path, programs: Prog
     programs.wait_for("exporter", f"{url}/-/ready")
 
     def scrape() -> Scrape:
-        text = subprocess.run(["curl", "--silent", f"{url}/metrics"], check=True, capture_output=True, text=True).stdout
-        return Scrape(text)
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+            return Scrape(response.read().decode())
 
     found = wait_until(
         lambda: s if (s := scrape()).state("gan") == "running" else None, "the run of another user is seen"

@@ -39,7 +39,7 @@ class Textfile:
 
     def write(self) -> None:
         settings = dict(value.split("=", 1) for value in SERVICE.all("Environment"))
-        settings["TRAINVITALS_EXPORTER_COLLECTORS"] = settings["TRAINVITALS_EXPORTER_COLLECTORS"].replace("nvidia,", "")
+        settings["TRAINVITALS_EXPORTER_COLLECTORS"] = settings["TRAINVITALS_EXPORTER_COLLECTORS"].removesuffix(",nvidia")
         (command,) = SERVICE.all("ExecStart")
         _, _, *arguments, file = command.split()
         subprocess.run(
