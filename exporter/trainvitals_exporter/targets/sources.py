@@ -41,7 +41,7 @@ class Targets:
 
         https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config
         """
-        found = [*self.named, *(self._in_file() if self.file else ()), *(_nodes_of_slurm() if self.slurm else ())]
+        found = [*self.named, *(_in_file(self.file) if self.file else ()), *(_nodes_of_slurm() if self.slurm else ())]
         try:
             targets = list(dict.fromkeys(hosts.target(host, self.port) for host in found))
         except ValueError as error:
@@ -50,14 +50,15 @@ class Targets:
             raise Unavailable("there is no host in the list")
         return (json.dumps([{"targets": targets, "labels": dict(self.labels)}], indent=2) + "\n").encode()
 
-    def _in_file(self) -> list[str]:
-        assert self.file is not None  # noqa: S101  # for mypy
-        try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-            return [host for line in lines for host in hosts.expand(line.partition("#")[0])]
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise Unavailable(f"{self.file} cannot be used: {reason}") from None
+
+def _in_file(file: Path) -> list[str]:
+    """The hosts that the file names. Raises Unavailable."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [host for line in lines for host in hosts.expand(line.partition("#")[0])]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise Unavailable(f"{file} cannot be used: {reason}") from None
 
 
 def _nodes_of_slurm() -> list[str]:
