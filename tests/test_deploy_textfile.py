@@ -39,7 +39,8 @@ class Textfile:
 
     def write(self) -> None:
         settings = dict(value.split("=", 1) for value in SERVICE.all("Environment"))
-        settings["TRAINVITALS_EXPORTER_COLLECTORS"] = settings["TRAINVITALS_EXPORTER_COLLECTORS"].removesuffix(",nvidia")
+        variable = "TRAINVITALS_EXPORTER_COLLECTORS"
+        settings[variable] = settings[variable].removesuffix(",nvidia")
         (command,) = SERVICE.all("ExecStart")
         _, _, *arguments, file = command.split()
         subprocess.run(
