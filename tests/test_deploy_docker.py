@@ -35,6 +35,7 @@ while True:
 """
 # What sets a container apart for the exporter: its own users, processes, /proc and cgroups.
 CONTAINER = ("--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup")
+RUN = (sys.executable, "-m", "trainvitals.cli", "run")
 
 
 class Container:
@@ -42,7 +43,7 @@ class Container:
 
     def __init__(self, run_dir: Path, *command: str) -> None:
         self.outside = subprocess.Popen(
-            [tool("unshare"), *CONTAINER, "trainvitals", "run", "--name", "boxed", "--", *command],
+            [tool("unshare"), *CONTAINER, *RUN, "--name", "boxed", "--", *command],
             env={**os.environ, rundir.ENVIRONMENT: str(run_dir)},
         )
 
