@@ -173,6 +173,7 @@ class Parser(argparse.ArgumentParser):
     """Tells of an error in one line: the usage of so many options would bury it."""
 
     def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import http.client
 import socket
@@ -131,10 +132,8 @@ def _handlers(connected: Any, tls: ssl.SSLContext) -> tuple[urllib.request.BaseH
 def _judge(error: urllib.error.HTTPError, secrets: tuple[str, ...]) -> None:
     """Raises what an answer other than success means."""
     said = f"{error.code} {error.reason}"
-    try:
+    with contextlib.suppress(OSError, http.client.HTTPException):  # the status says enough
         said += f": {error.read(_SHOWN).decode('utf-8', 'replace').strip()}"
-    except (OSError, http.client.HTTPException):
-        pass  # the status says enough
     for secret in secrets:  # a server may echo what it was sent
         said = said.replace(secret, "…")
     if error.code == 429 or error.code >= 500:
