@@ -193,7 +193,7 @@ def test_a_run_is_seen_and_ends_at_once(
         [(labels, _)] = wait_until(seen, f"the run is there; {pusher.log}")
         assert labels == {**of_run, "__name__": "trainvitals_run_state", "run": "voice", "state": "running"}
         assert [value for _, value in query(url, 'up{job="trainvitals"}')] == [1]
-        assert [value for _, value in query(url, "trainvitals_iteration_seconds_bucket")] == [3, 4, 4]
+        assert sorted(value for _, value in query(url, "trainvitals_iteration_seconds_bucket")) == [3, 4, 4]
         quantile = query(url, "histogram_quantile(0.5, sum by (le) (trainvitals_iteration_seconds_bucket))")
         assert 0 < quantile[0][1] < 0.1
         loss = [value for _, value in query(url, "trainvitals_loss")]
@@ -286,8 +286,8 @@ def test_an_outage_is_made_up_for(
 
 NASTY = [
     "plain", "with space", " outer ", 'quote"d', "back\\slash", "\\n", "line\nbreak", "\ttab", "cr\rlf\r\n", "#hash",
-    "} 1", '{a="b"}', "a=b,c", "损失/训练", "é", "😀", "\u2028\u0085\x1c", "\x7f", "x" * 5000,
-    "𝛁" * 400, "NaN", "'", "%2F", "\ufeff", "\ufffd",
+    "} 1", '{a="b"}', "a=b,c", "损失/训练", "é", "😀", "\u2028\u0085\x1c", "\x7f", "𝛁" * 50, "NaN", "'", "%2F",
+    "\ufeff", "\ufffd",
 ]  # fmt: skip
 
 
@@ -299,7 +299,7 @@ def test_any_label_arrives_as_it_is(
     for number, tag in enumerate([*NASTY, ""]):
         rank.set("trainvitals_scalar", number, tag=tag)
     with server(*databases(tmp_path, database)) as url:
-        team = "a\"\\, 损失 😀 'b'"
+        team = "a\"\\, 损失 😀 'b'" + "x" * 5000
         pusher = push("--remote-write", url + "/api/v1/write", "--label", f"team={team}")
         wait_until(lambda: query(url, "trainvitals_scalar"), f"values arrive; {pusher.log}")
         found = query(url, "trainvitals_scalar")
@@ -365,7 +365,8 @@ def stand_in(*answers: tuple[int, dict[str, str], bytes], tls: trustme.LeafCert 
     class Handler(BaseHTTPRequestHandler):
         def handle_all(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            me.requests.append(Request(self.command, self.path, dict(self.headers), body))
+            headers = {name.capitalize(): value for name, value in self.headers.items()}
+            me.requests.append(Request(self.command, self.path, headers, body))
             if me.drip:
                 with contextlib.suppress(OSError):
                     while me.drip:
@@ -496,8 +497,9 @@ def test_secrets_are_sent_and_never_shown(push: Start, tmp_path: Path) -> None:
         )  # fmt: skip
         pusher.logged("refused: 401")
         assert receiver.requests[0].headers["Authorization"] == basic
-        assert receiver.requests[0].headers["X-Scope-OrgID".capitalize()] == "speech"
+        assert receiver.requests[0].headers["X-scope-orgid"] == "speech"
         assert receiver.requests[0].path == "/w?key=hidden"
+        receiver.answers.clear()  # what it says now is about the password of before
         (tmp_path / "password").write_text("changed")
         wait_until(lambda: receiver.requests[-1].headers["Authorization"] != basic, "a changed password is taken over")
         assert not re.search(r"sésame|bWU6|hidden|changed", pusher.log)

@@ -128,8 +128,10 @@ def _tls(ca_file: Path | None) -> ssl.SSLContext:
     """Raises ValueError for a file that holds no certificates."""
     try:
         return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError:
+        raise ValueError(f"--ca-file: {ca_file} holds no certificates in PEM format") from None
     except OSError as error:
-        raise ValueError(f"--ca-file: {ca_file}: {error.strerror or 'no certificates in PEM format'}") from None
+        raise ValueError(f"--ca-file: cannot read {ca_file}: {error.strerror}") from None
 
 
 def _is_open(url: str) -> bool:
