@@ -545,8 +545,9 @@ def test_the_end_is_soon_even_if_nobody_answers(push: Start) -> None:
 
 
 @pytest.fixture
-def pushgateway() -> Iterator[str]:
-    with server(tool("pushgateway", "prometheus-pushgateway"), "--web.listen-address=127.0.0.1:{}") as url:
+def pushgateway(tmp_path: Path) -> Iterator[str]:
+    kept = f"--persistence.file={tmp_path / 'pushgateway'}"  # Debian's keeps what it has in /var otherwise
+    with server(tool("pushgateway", "prometheus-pushgateway"), "--web.listen-address=127.0.0.1:{}", kept) as url:
         yield url
 
 
