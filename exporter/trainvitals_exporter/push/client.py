@@ -23,7 +23,6 @@ REQUEST_SECONDS: Final = 10.0  # for a whole request, however slowly the server 
 MAX_RETRY_AFTER_SECONDS: Final = 300.0
 _SHOWN: Final = 300  # characters of what a server says
 _HINTS: Final = {
-    400: "",
     401: "see --username, --password-file and --bearer-token-file",
     403: "see --username, --password-file and --bearer-token-file",
     404: "is the address right, and remote write enabled? Prometheus needs --web.enable-remote-write-receiver",
