@@ -12,7 +12,7 @@ INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==
 NODE_MODULES := grafana/pictures/node_modules
 CHECKED := hooks exporter grafana prometheus deploy examples tests benchmarks
 
-.PHONY: help demo test test-slow test-gpu test-packages check packages lock audit bench faultbench dashboards dashboard-types pictures channels docs kubernetes tools newer-tools node-exporter systemd-analyze compose-client clean
+.PHONY: help demo test test-slow test-gpu test-packages check packages lock audit bench faultbench dashboards dashboard-types pictures channels docs kubernetes tools newer-tools node-exporter systemd-analyze pushgateway compose-client clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17
@@ -20,7 +20,7 @@ help:  ## this list
 demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the alert that arrives (three minutes)
 	$(BIN)/python examples/demo/demo.py
 
-test: $(VENV)/.test tools newer-tools node-exporter systemd-analyze compose-client check  ## everything that a change has to pass
+test: $(VENV)/.test tools newer-tools node-exporter systemd-analyze pushgateway compose-client check  ## everything that a change has to pass
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not packages"
 
 test-slow: $(VENV)/.test tools  ## what takes longer than a few minutes
@@ -114,6 +114,11 @@ systemd-analyze:
 	@! command -v systemd-analyze >/dev/null || exit 0; \
 	[[ " $${TRAINVITALS_TEST_WITHOUT:-} " != *" systemd-analyze "* ]] || exit 0; \
 	$(call APT_INSTALL,systemd-analyze,systemd libseccomp2)
+
+pushgateway:
+	@! command -v pushgateway >/dev/null && ! command -v prometheus-pushgateway >/dev/null || exit 0; \
+	[[ " $${TRAINVITALS_TEST_WITHOUT:-} " != *" prometheus "* ]] || exit 0; \
+	$(call APT_INSTALL,Pushgateway,prometheus-pushgateway)
 
 compose-client:
 	@! docker compose version >/dev/null 2>&1 || exit 0; ! command -v docker-compose >/dev/null || exit 0; \

@@ -17,7 +17,7 @@ import psutil
 from trainvitals import rundir
 
 from trainvitals_exporter import collectors, rendering, systemd, whole_files
-from trainvitals_exporter.configuration import OPTIONS, VARIABLE_PREFIX, Configuration
+from trainvitals_exporter.configuration import OPTIONS, VARIABLE_PREFIX, Configuration, Option
 from trainvitals_exporter.endpoint import listeners
 from trainvitals_exporter.endpoint.listeners import DEFAULT_LISTEN, Address
 from trainvitals_exporter.endpoint.server import Server, stop_signals
@@ -45,12 +45,12 @@ def command(argv: list[str]) -> int:
         web = WebConfigFile(configuration.web_config)
     except ValueError as error:
         parser.error(str(error))
-    runner = _runner(configuration)
+    runner = create_runner(configuration)
     _survive_release_signals()
     return _write_once(runner, arguments.once) if arguments.once else _serve(runner, web, configuration.listen)
 
 
-def _runner(configuration: Configuration) -> Runner:
+def create_runner(configuration: Configuration) -> Runner:
     """The chosen collectors, ready to be started."""
     for folder in configuration.run_dir:
         if not folder.exists():
@@ -136,26 +136,32 @@ def _run_directories(chosen: tuple[Path, ...], root: Path) -> Callable[[], Itera
     return lambda: chosen or rundir.everyone(root)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Tells of an error in one line: the usage of so many options would bury it."""
 
     def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Give the parser a flag for each of these options."""
+    for option in options:
+        # Of an option with one value, the last counts, as usual.
+        keywords: dict[str, Any] = {"action": "append"} if option.separator else {"nargs": 1}
+        about = f"{option.help} (default: {option.default})".replace("%", "%%")
+        parser.add_argument(option.flag, metavar=option.metavar, help=about, **keywords)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="trainvitals exporter",
         description="Serve this host's training runs, GPUs and vital parts as Prometheus metrics.",
         epilog=f"Each option but --once is also an environment variable, such as {VARIABLE_PREFIX}LISTEN, and a key of "
         "the configuration file, such as listen. A flag counts more than a variable, and that more than the file. "
         f"Collectors: {', '.join(collectors.known())}.",
     )
-    for option in OPTIONS:
-        # Of an option with one value, the last counts, as usual.
-        keywords: dict[str, Any] = {"action": "append"} if option.separator else {"nargs": 1}
-        about = f"{option.help} (default: {option.default})".replace("%", "%%")
-        parser.add_argument(option.flag, metavar=option.metavar, help=about, **keywords)
+    add_options(parser, OPTIONS)
     parser.add_argument("--config", metavar="FILE", help="a YAML file with options")
     parser.add_argument(
         "--once", nargs="?", const=_STDOUT, metavar="FILE",
