@@ -47,12 +47,12 @@ def command(argv: list[str]) -> int:
         web = WebConfigFile(configuration.web_config)
     except ValueError as error:
         parser.error(str(error))
-    runner = _runner(configuration)
+    runner = create_runner(configuration)
     _survive_release_signals()
     return _write_once(runner, arguments.once) if arguments.once else _serve(runner, web, configuration.listen)
 
 
-def _runner(configuration: Configuration) -> Runner:
+def create_runner(configuration: Configuration) -> Runner:
     """The chosen collectors, ready to be started."""
     for folder in configuration.run_dir:
         if not folder.exists():
