@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -133,6 +134,7 @@ def machine(seconds: int = SECONDS) -> MachineView:
     return views[-1]
 
 
-def picture() -> Picture:
+@functools.cache
+def picture(seconds: int = SECONDS) -> Picture:
     """A screen's worth, with an alert."""
-    return Picture((machine(),), (SourceView("gpu-01:10288", None, ""),), (ALERT,), "03:14:15")
+    return Picture((machine(seconds),), (SourceView("gpu-01:10288", None, ""),), (ALERT,), "03:14:15")

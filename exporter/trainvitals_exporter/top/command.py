@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 from trainvitals_exporter.command import create_runner
 from trainvitals_exporter.configuration import Configuration
 from trainvitals_exporter.endpoint.listeners import DEFAULT_LISTEN
+from trainvitals_exporter.top.model import HostView
 from trainvitals_exporter.top.overview import Choices, overview
 from trainvitals_exporter.top.sources import HttpSource, LocalSource, Prometheus, Source, SourceError
 from trainvitals_exporter.top.text import plain, spelled
@@ -29,7 +30,7 @@ _LOCAL_REMARK: Final = "no exporter here: read by this program itself"
 _BAD_TERMINALS: Final = ("", "dumb", "unknown")
 _ONCE_WIDTH: Final = 120
 _ONCE_SECONDS: Final = 7.0
-_ONCE_HEIGHT: Final = 500
+_ONCE_HEIGHT: Final = 500  # of which the blank lines at the end are left out
 
 
 def command(argv: list[str]) -> int:
@@ -62,16 +63,18 @@ def _once(watch: Watch) -> int:
     """Print one screen. Rates need two scrapes, and collectors that have read twice."""
     deadline = time.monotonic() + _ONCE_SECONDS
     picture = watch.picture()
-    while not watch.asked() or (time.monotonic() < deadline and any(m.host.cpu is None for m in picture.machines)):
+    while not watch.asked() or (time.monotonic() < deadline and any(_lacks_rates(m.host) for m in picture.machines)):
         time.sleep(0.1)
         picture = watch.picture()
     width = shutil.get_terminal_size((_ONCE_WIDTH, 0)).columns if sys.stdout.isatty() else _ONCE_WIDTH
     lines = [plain(line) for line in overview(picture, Choices(), width, _ONCE_HEIGHT)]
-    encoding = sys.stdout.encoding or "ascii"
-    while "" in lines[-20:] and lines.count("") > 2:
-        lines.remove("")
-    sys.stdout.write("".join(spelled(line, encoding).rstrip() + "\n" for line in lines))
+    text = "\n".join(spelled(line, sys.stdout.encoding or "ascii").rstrip() for line in lines)
+    sys.stdout.write(text.rstrip() + "\n")
     return 0 if picture.machines else 1
+
+
+def _lacks_rates(host: HostView) -> bool:
+    return host.cores > 0 and host.cpu is None
 
 
 def _watch(arguments: argparse.Namespace) -> Watch:

@@ -66,7 +66,7 @@ def details(run: RunView, width: int) -> list[Line]:
         lines += [rule([("Ranks", "strong")], width), *_ranks(run.ranks, width)]
     if run.scalars:
         lines += [rule([("Scalars", "strong")], width), *_scalars(run, width)]
-    return lines
+    return [crop(line, width) for line in lines]
 
 
 def _facts(run: RunView, width: int) -> list[Line]:

@@ -20,6 +20,8 @@ _USUAL_CLOCK_REASONS: Final = ("gpu_idle", "applications_clocks_setting", "displ
 # An iteration may take long; then it is silent only after several of its length.
 _SILENT_SECONDS: Final = 15.0
 _SILENT_ITERATIONS: Final = 5.0
+# Any of these tells that a training process writes this rank.
+_OF_HOOKS: Final = ("run_info", "iterations_total", "loss")
 _PHASE_SECONDS: Final = 60.0
 
 Trend = tuple[int, tuple[float | None, ...]]
@@ -237,7 +239,7 @@ class Machine:
         ended = state in ENDED_STATES
         by_rank = samples.by("rank")
         by_rank.pop("", None)
-        ordered = sorted((rank for rank in by_rank if by_rank[rank].of("run_info")), key=_natural)
+        ordered = sorted((rank for rank in by_rank if any(by_rank[rank].of(each) for each in _OF_HOOKS)), key=_natural)
         lead = by_rank[ordered[0]] if ordered else Samples()
         started = samples.value("run_start_timestamp_seconds")
         silent = None if ended else _silent(lead, clock)
@@ -251,10 +253,10 @@ class Machine:
         checkpoint = lead.value("checkpoint_last_timestamp_seconds")
         return RunView(
             self._name, shown_name(run), state,
-            clock - started if started is not None and not ended else None,
+            None if ended else _since(started, clock),
             silent, lead.value("world_size"), lead.value("epoch"), lead.value("iterations_total"),
             lead.value("samples_total"), rate, loss, norm, memory, is_resident, phases, recent, _anomalies(samples),
-            clock - checkpoint if checkpoint is not None else None, lead.value("checkpoint_last_bytes"),
+            _since(checkpoint, clock), lead.value("checkpoint_last_bytes"),
             self._trends(run, started, (loss, norm, rate, memory), ended),
             _facts(samples, lead, ended),
             tuple(self._rank(run, rank, by_rank[rank], time, processes, ended, gpus) for rank in ordered),
@@ -318,6 +320,11 @@ def _collected(samples: Samples, collector: str, time: float) -> float:
 def _natural(text: str) -> tuple[tuple[int, str], ...]:
     """Sorts 2 before 10, and 0.1 before 0.10."""
     return tuple((int(part), "") if part.isdecimal() else (1 << 62, part) for part in text.split("."))
+
+
+def _since(moment: float | None, clock: float) -> float | None:
+    """The seconds since then; None where the clocks do not agree on which came first."""
+    return clock - moment if moment is not None and moment <= clock + 1 else None
 
 
 def _silent(lead: Samples, clock: float) -> float | None:

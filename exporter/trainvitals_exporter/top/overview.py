@@ -103,7 +103,7 @@ def overview(picture: Picture, choices: Choices, width: int, height: int) -> lis
         rows = 2 if width >= 120 else 4
         bottom = _panel(chosen, width, 1 + min((spare - 3) // rows, _TALLEST - 1))
     blank: list[Line] = [[]] * (height - len(top) - len(middle) - len(bottom))
-    return [*top, *middle, *bottom, *blank][:height]
+    return [crop(line, width) for line in [*top, *middle, *bottom, *blank][:height]]
 
 
 def header(picture: Picture, choices: Choices, width: int) -> Line:

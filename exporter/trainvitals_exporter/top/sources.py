@@ -150,7 +150,8 @@ class Prometheus:
     """The alerts of a Prometheus server. Raises ValueError for what is no address."""
 
     def __init__(self, url: str, user: str = "", password: str = "") -> None:
-        self._url, self._headers = request_parts(url.rstrip("/") + "/api/v1/alerts", user, password, "")
+        base, self._headers = request_parts(url, user, password, "")
+        self._url = base.rstrip("/") + "/api/v1/alerts"
 
     def fetch(self) -> tuple[Alert, ...]:
         """Pending and firing alerts, the firing ones first. Raises SourceError."""

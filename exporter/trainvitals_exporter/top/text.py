@@ -176,7 +176,7 @@ def chart(values: Sequence[float | None], first: int, width: int, height: int, s
     first value since the beginning: so columns keep their values from one picture to the next. A value that is not
     finite is a red cross, a missing one a gap.
     """
-    columns = _columns(values, first, width)
+    columns = _columns(values, first, max(width, 1))
     known = [mean for mean in columns if mean is not None and math.isfinite(mean)]
     low, high = min(known, default=0.0), max(known, default=0.0)
     steps = 8 * height - 1
