@@ -12,7 +12,7 @@ INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==
 NODE_MODULES := grafana/pictures/node_modules
 CHECKED := hooks exporter grafana prometheus deploy examples tests benchmarks
 
-.PHONY: help demo test test-slow test-gpu test-packages check packages lock audit bench faultbench dashboards dashboard-types pictures channels docs kubernetes tools newer-tools node-exporter systemd-analyze pushgateway compose-client clean
+.PHONY: help demo test test-slow test-gpu test-packages check packages lock audit bench faultbench dashboards dashboard-types pictures top-picture channels docs kubernetes tools newer-tools node-exporter systemd-analyze pushgateway compose-client clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17
@@ -59,6 +59,9 @@ dashboard-types: $(NODE_MODULES)  ## check grafana/dashboards against Grafana's 
 pictures: $(VENV)/.test $(NODE_MODULES) tools  ## draw the dashboards into docs/images
 	cd grafana/pictures && npx vite build --logLevel warn
 	$(BIN)/python -m tests.dashboard_pictures
+
+top-picture: $(VENV)/.test  ## draw trainvitals top into docs/images
+	$(BIN)/python -m tests.top.draw_picture
 
 $(NODE_MODULES): grafana/pictures/package-lock.json
 	cd grafana/pictures && npm ci --no-audit --no-fund
