@@ -1,7 +1,8 @@
 """The pages of the documentation, and the commands in them.
 
 A fence ```sh holds commands, as a reader types them. Unmarked, it is run by tests/test_doc_commands.py, in the order of
-the page, by a shell that keeps folder and variables from block to block. HTML comments right above a fence say otherwise:
+the page, by a shell that keeps folder and variables from block to block. HTML comments right above a fence say
+otherwise:
 
     <!-- not run: REASON -->        one or more of NOT_RUN, with commas between
     <!-- runs until stopped -->     a server: it has to come up, is left running, and is stopped at the end of the page
@@ -20,13 +21,10 @@ from pathlib import Path
 from typing import Final
 
 REPOSITORY: Final = Path(__file__).parents[1]
-PAGES: Final = sorted(
-    {
-        path
-        for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "examples/**/*.md", "benchmarks/**/*.md", "grafana/*.md", "secrets/*.md")
-        for path in REPOSITORY.glob(pattern)
-    }
+_WHERE: Final = (
+    "*.md", "docs/**/*.md", "deploy/**/*.md", "examples/**/*.md", "benchmarks/**/*.md", "grafana/*.md", "secrets/*.md",
 )  # fmt: skip
+PAGES: Final = sorted({path for pattern in _WHERE for path in REPOSITORY.glob(pattern)})
 NOT_RUN: Final = {
     "needs a GPU",
     "needs a secret",
@@ -44,8 +42,12 @@ NOT_RUN: Final = {
     "names things of yours",
     "has a test of its own",
 }
-LANGUAGES: Final = {"sh", "console", "text", "python", "yaml", "json", "promql", "toml", "ini", "dockerfile", "ini", "powershell"}  # fmt: skip
-_FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE)  # fmt: skip
+LANGUAGES: Final = {
+    "sh", "console", "text", "python", "yaml", "json", "promql", "toml", "ini", "dockerfile", "powershell",
+}  # fmt: skip
+_FENCE: Final = re.compile(
+    r"^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
+)
 _COMMENT: Final = re.compile(r"^ *<!-- (.*?) -->$")
 
 
@@ -120,7 +122,9 @@ def inline_commands(page: Path) -> Iterator[str]:
 
 
 _SEPARATORS: Final = frozenset(";&|()\n")
-_STARTERS: Final = {"sudo", "env", "exec", "time", "nohup", "command", "if", "then", "do", "while", "until", "!", "watch", "else"}  # fmt: skip
+_STARTERS: Final = {
+    "sudo", "env", "exec", "time", "nohup", "command", "watch", "if", "then", "else", "do", "while", "until", "!",
+}  # fmt: skip
 
 
 def simple_commands(script: str) -> list[list[str]]:
@@ -151,9 +155,7 @@ def _without_starters(words: list[str]) -> list[str]:
     while words:
         if words[0] in _STARTERS or re.match(r"^\w+=", words[0]):
             words.pop(0)
-        elif words[0] == "timeout":
-            del words[:2]
-        elif words[0] in ("-u", "-g"):  # sudo's
+        elif words[0] in ("timeout", "-u", "-g"):  # the last two are sudo's
             del words[:2]
         elif words[0].startswith("-"):
             words.pop(0)
