@@ -8,6 +8,8 @@ otherwise:
     <!-- runs until stopped -->     a server: it has to come up, is left running, and is stopped at the end of the page
     <!-- takes minutes -->          run with `make test-slow` only
     <!-- exit code: 1 -->           that is how it ends
+
+A fence ```bash is a script's text, such as a job for Slurm: it is not run, but the names in it are looked at.
 """
 
 from __future__ import annotations
@@ -33,17 +35,19 @@ NOT_RUN: Final = {
     "needs GPT-SoVITS",
     "needs Grafana",
     "needs Kubernetes",
+    "needs Mimir",
     "needs root",
     "needs Slurm",
     "needs systemd",
     "needs the network",
+    "needs VictoriaMetrics",
     "needs Windows",
     "takes hours",
     "names things of yours",
     "has a test of its own",
 }
 LANGUAGES: Final = {
-    "sh", "console", "text", "python", "yaml", "json", "promql", "toml", "ini", "dockerfile", "powershell",
+    "sh", "bash", "console", "text", "python", "yaml", "json", "promql", "toml", "ini", "dockerfile", "powershell",
 }  # fmt: skip
 _FENCE: Final = re.compile(
     r"^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
@@ -111,6 +115,11 @@ def blocks(page: Path) -> list[Block]:
 def shell_blocks(page: Path) -> list[Block]:
     """Those that hold commands."""
     return [block for block in blocks(page) if block.language == "sh"]
+
+
+def scripts(page: Path) -> list[Block]:
+    """Those that hold the text of a script."""
+    return [block for block in blocks(page) if block.language == "bash"]
 
 
 def inline_commands(page: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from tests.conftest import tool
-from tests.doc_pages import PAGES, REPOSITORY, Block, inline_commands, shell_blocks, simple_commands
+from tests.doc_pages import PAGES, REPOSITORY, Block, inline_commands, scripts, shell_blocks, simple_commands
 
 # Commands that are being built, and where they will be: pages with them are run once they are there.
 _COMING: Final[dict[tuple[str, ...], str]] = {
@@ -137,7 +137,7 @@ def _run(blocks: list[Block], folder: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_commands_name_what_exists(page: Path) -> None:
-    for block in shell_blocks(page):
+    for block in shell_blocks(page) + scripts(page):
         assert block.mistaken_comments() == [], f"{block.where}: not a marker that tests/doc_pages.py knows"
         for words in simple_commands(block.text):
             wrong = _what_is_wrong_with(words)
