@@ -90,7 +90,7 @@ packages: $(VENV)/.test  ## wheel and sdist into dist; the same commit gives the
 
 # The oldest Python names what all versions need; the environment's own torch is no dependency of ours.
 lock: $(VENV)/.test  ## pin what trainvitals needs at run time, with hashes, in requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10  --generate-hashes --no-emit-index-url \
+	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	  --extra top --extra push --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 
 audit: $(VENV)/.test  ## ask PyPI's database of vulnerabilities about requirements.lock
