@@ -93,8 +93,8 @@ def write(folder: Path, *, force: bool = False) -> Written:
         contents = {name: path.read_bytes() for name, path in sources.items()}
         known = _read_manifest(folder, force=force)
         coming = {name: _digest(content) for name, content in contents.items()}
-        both = {name: [*known.get(name, []), *([coming[name]] if name in coming else [])] for name in {*known, *coming}}
-        _write_manifest(folder, both)
+        both = {name: {*known.get(name, []), *([coming[name]] if name in coming else [])} for name in {*known, *coming}}
+        _write_manifest(folder, {name: sorted(digests) for name, digests in both.items()})
         written = Written()
         for name, content in sorted(contents.items()):
             _place(folder, name, content, known.get(name, []), written, force=force)

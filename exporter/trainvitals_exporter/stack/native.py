@@ -53,6 +53,8 @@ def up(folder: Path, chosen: Choices, state: State) -> None:
         with uninterrupted():
             for part in reversed(started):
                 _end(folder, state, part)
+            if not state.processes:
+                State().save(folder)
         raise
 
 
