@@ -54,7 +54,7 @@ def read(folder: Path) -> Choices:
         alertmanager_folder=path("TRAINVITALS_ALERTMANAGER_CONFIG", "prometheus/alertmanager"),
         alertmanager_file=f"{language}/{channel}.yml",
         secrets=path("TRAINVITALS_ALERT_SECRETS", "secrets"),
-        dashboards=path("", "grafana") / chosen("TRAINVITALS_DASHBOARDS", "dashboards"),
+        dashboards=folder / "grafana" / chosen("TRAINVITALS_DASHBOARDS", "dashboards"),
         run_dir=variables.get(rundir.ENVIRONMENT) or None,
     )
     _check(choices)

@@ -50,7 +50,7 @@ def up(folder: Path, chosen: Choices, state: State) -> None:
     Raises StackError or KeyboardInterrupt; what ran in no way before does not run then.
     """
     fresh = state.way is None
-    state.way, state.addresses = DOCKER, dict(chosen.addresses)
+    state.way, state.addresses, state.volumes = DOCKER, dict(chosen.addresses), True
     state.save(folder)
     say("docker", "docker compose up --build --detach --wait --remove-orphans")
     try:
@@ -75,7 +75,8 @@ def down(folder: Path, state: State, *, delete_data: bool) -> None:
     """Remove the containers and, if asked for, the volumes. Raises StackError."""
     if _run(folder, ["down", "--remove-orphans", *(["--volumes"] if delete_data else [])]) != 0:
         raise StackError("docker compose could not stop the stack; see what it says above")
-    State().save(folder)
+    state.volumes = state.volumes and not delete_data
+    State(volumes=state.volumes).save(folder)
 
 
 def _bring_up_to_date(folder: Path, chosen: Choices, state: State) -> None:

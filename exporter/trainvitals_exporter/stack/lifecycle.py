@@ -47,11 +47,10 @@ def down(where: Path, *, delete_data: bool) -> int:
         return 0
     with folder.lock(where):
         state = State.read(where)
-        if state.way is None and not delete_data:
-            say("nothing", f"runs from {where}")
-        elif state.way == DOCKER:
+        with_docker = state.way == DOCKER or (delete_data and state.volumes)
+        if with_docker:
             docker.down(where, state, delete_data=delete_data)
-        else:
+        if not with_docker or delete_data:
             native.down(where, state, delete_data=delete_data)
     return 0
 

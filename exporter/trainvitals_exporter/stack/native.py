@@ -22,6 +22,7 @@ from trainvitals_exporter.stack.state import NATIVE, State
 FOLDER: Final = "native"
 _READY_SECONDS: Final = 120.0
 _RELOAD_SECONDS: Final = 30.0
+_RELOAD_AGAIN_SECONDS: Final = 10.0
 _LOOK_EVERY: Final = 0.1
 
 
@@ -54,15 +55,17 @@ def up(folder: Path, chosen: Choices, state: State) -> None:
             for part in reversed(started):
                 _end(folder, state, part)
             if not state.processes:
-                State().save(folder)
+                State(volumes=state.volumes).save(folder)
         raise
 
 
 def down(folder: Path, state: State, *, delete_data: bool) -> None:
     """End all that runs, the last started first. Raises StackError."""
+    if not any(map(state.alive, PARTS)):
+        say("nothing", f"runs from {folder}")
     for part in reversed(PARTS):
         _end(folder, state, part)
-    State().save(folder)
+    State(volumes=state.volumes).save(folder)
     if delete_data:
         try:
             shutil.rmtree(folder / FOLDER)
@@ -125,11 +128,14 @@ def _wait_until_ready(folder: Path, program: Program, state: State) -> None:
             raise StackError(f"{program.name} ended; its last words:\n{_last_words(folder, program.name)}")
         return questions.ready(program.ready)
 
-    if not _within(_READY_SECONDS, ready):
-        raise StackError(
-            f"{program.name} did not answer at {program.ready} within {_READY_SECONDS:.0f} s; its last words:\n"
-            f"{_last_words(folder, program.name)}"
-        )
+    deadline = time.monotonic() + _READY_SECONDS
+    while not ready():
+        if time.monotonic() > deadline:
+            raise StackError(
+                f"{program.name} did not answer at {program.ready} within {_READY_SECONDS:.0f} s; its last words:\n"
+                f"{_last_words(folder, program.name)}"
+            )
+        time.sleep(_LOOK_EVERY)
 
 
 def _bring_up_to_date(folder: Path, program: Program, chosen: Choices, state: State) -> None:
@@ -149,14 +155,21 @@ def reload(part: str, address: str, hang_up: Callable[[], object], last_words: C
     Raises StackError.
     """
     try:
-        before = questions.last_reload(part, address)[1]
+        was_good, last_good = questions.last_reload(part, address)
         hang_up()
-        if _within(_RELOAD_SECONDS, lambda: questions.last_reload(part, address)[1] != before):
-            say(part, "has reloaded what changed")
-            return
+        # A failure after a failure does not show; it is taken for one when no success comes.
+        deadline = time.monotonic() + (_RELOAD_SECONDS if was_good else _RELOAD_AGAIN_SECONDS)
+        is_good, good = was_good, last_good
+        while (is_good, good) == (was_good, last_good) and time.monotonic() < deadline:
+            time.sleep(_LOOK_EVERY)
+            is_good, good = questions.last_reload(part, address)
     except questions.NoAnswer as error:
         raise StackError(f"{part} does not answer at {address}: {error}") from None
-    raise StackError(f"{part} goes on with its old files, it refuses the changed ones; its last words:\n{last_words()}")
+    if not is_good or (is_good, good) == (was_good, last_good):
+        raise StackError(
+            f"{part} goes on with its old files, it refuses the changed ones; its last words:\n{last_words()}"
+        )
+    say(part, "has reloaded what changed")
 
 
 def _hang_up(state: State, part: str) -> None:
@@ -178,12 +191,3 @@ def _end(folder: Path, state: State, part: str, *, quietly: bool = False) -> Non
 def _last_words(folder: Path, part: str) -> str:
     log = log_of(folder, part)
     return f"{processes.last_words(log)}\n    (all of it: {log})"
-
-
-def _within(seconds: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_LOOK_EVERY)
-    return True

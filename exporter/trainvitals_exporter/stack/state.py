@@ -18,8 +18,10 @@ DOCKER: Final = "docker"
 
 @dataclass
 class State:
-    """`way` is NATIVE, DOCKER or None when nothing was started. By part: its `addresses`, its `processes`, `commands`
-    (a digest of how it was started) and `configurations` (one of what it has taken).
+    """`way` is NATIVE, DOCKER or None when nothing was started; `volumes` tells whether Docker keeps data of ours.
+
+    By part: its `addresses`, its `processes`, `commands` (a digest of how it was started) and `configurations` (one of
+    what it has taken).
     """
 
     way: str | None = None
@@ -27,6 +29,7 @@ class State:
     processes: dict[str, Process] = field(default_factory=dict)
     commands: dict[str, str] = field(default_factory=dict)
     configurations: dict[str, str] = field(default_factory=dict)
+    volumes: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> State:
