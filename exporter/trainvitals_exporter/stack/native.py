@@ -29,7 +29,7 @@ _LOOK_EVERY: Final = 0.1
 def up(folder: Path, chosen: Choices, state: State) -> None:
     """Start what does not run, start again what is to run in another way, reload what has new files.
 
-    Raises StackError or KeyboardInterrupt; all that this call started has ended then.
+    Raises StackError or KeyboardInterrupt; all that this call started has ended then, unless all of it was ready.
     """
     state.way = NATIVE
     wanted = programs.configure(folder, folder / FOLDER, chosen)
@@ -48,8 +48,6 @@ def up(folder: Path, chosen: Choices, state: State) -> None:
             _wait_until_ready(folder, program, state)
             if program.name in started:
                 say(program.name, f"ready at {chosen.addresses[program.name]}")
-            else:
-                _bring_up_to_date(folder, program, chosen, state)
     except BaseException:
         with uninterrupted():
             for part in reversed(started):
@@ -57,6 +55,9 @@ def up(folder: Path, chosen: Choices, state: State) -> None:
             if not state.processes:
                 State(volumes=state.volumes).save(folder)
         raise
+    for program in wanted:  # what refuses changed files goes on with the old ones: no reason to stop the others
+        if program.name not in started:
+            _bring_up_to_date(folder, program, chosen, state)
 
 
 def down(folder: Path, state: State, *, delete_data: bool) -> None:

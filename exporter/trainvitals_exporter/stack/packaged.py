@@ -50,7 +50,7 @@ def files() -> dict[str, Path]:
     assert hooks is not None and hooks.origin is not None  # noqa: S101, PT018  # a part of this same distribution
     for folder, package in (("hooks", Path(hooks.origin).parent), ("exporter", _HERE.parent)):
         for path in _below(package):
-            if _IN_WHEEL not in path.parents and (path.suffix == ".py" or path.name == "py.typed"):
+            if _IN_WHEEL not in path.parents and path.parent.name != "__pycache__":
                 found[f"{folder}/{package.name}/{path.relative_to(package).as_posix()}"] = path
     return found
 
