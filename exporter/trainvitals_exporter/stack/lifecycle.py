@@ -14,6 +14,7 @@ from trainvitals_exporter.stack.say import say
 from trainvitals_exporter.stack.state import DOCKER, NATIVE, State
 
 _SCRAPED_SECONDS: Final = 60.0
+_SEEN_SECONDS: Final = 20.0
 _LOOK_EVERY: Final = 0.5
 
 
@@ -34,7 +35,7 @@ def up(where: Path, forced: str | None) -> int:
         chosen, state = choices.read(where), State.read(where)
         way = _way(where, state, forced)
         (native if way == NATIVE else docker).up(where, chosen, state)
-        found = _wait_for_first_scrapes(where, state)
+        found = _wait_until_well(where, state)
     sys.stdout.write("\n")
     status_page.show(found, as_json=False)
     return 0 if found.well else 1
@@ -91,13 +92,14 @@ def _write(where: Path, *, force: bool) -> None:
         say("files", f"to take ours, and keep copies of yours: trainvitals stack write --force {where}")
 
 
-def _wait_for_first_scrapes(where: Path, state: State) -> status_page.Status:
-    """How the stack is once Prometheus has scraped all it knows of, or has had the time to."""
-    deadline = time.monotonic() + _SCRAPED_SECONDS
+def _wait_until_well(where: Path, state: State) -> status_page.Status:
+    """How the stack is once everything works together, or has had the time to."""
     found = status_page.look(where, state)
-    if not found.settled:
+    if not found.well:
         say("prometheus", "waiting for its first scrapes")
-    while not found.settled and time.monotonic() < deadline:
+    started = time.monotonic()
+    # What was started again is up at the next scrape. What is down after three is so for reasons of its own.
+    while not found.well and time.monotonic() - started < (_SEEN_SECONDS if found.settled else _SCRAPED_SECONDS):
         time.sleep(_LOOK_EVERY)
         found = status_page.look(where, state)
     return found
