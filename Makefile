@@ -12,7 +12,7 @@ INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==
 NODE_MODULES := grafana/pictures/node_modules
 CHECKED := hooks exporter grafana prometheus deploy examples tests benchmarks
 
-.PHONY: help demo test test-slow test-gpu check bench faultbench dashboards dashboard-types pictures channels docs kubernetes tools newer-tools node-exporter compose-client clean
+.PHONY: help demo test test-slow test-gpu test-packages check packages lock audit bench faultbench dashboards dashboard-types pictures channels docs kubernetes tools newer-tools node-exporter systemd-analyze compose-client clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17
@@ -20,14 +20,17 @@ help:  ## this list
 demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the alert that arrives (three minutes)
 	$(BIN)/python examples/demo/demo.py
 
-test: $(VENV)/.test tools newer-tools node-exporter compose-client check  ## everything that a change has to pass
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+test: $(VENV)/.test tools newer-tools node-exporter systemd-analyze compose-client check  ## everything that a change has to pass
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not packages"
 
 test-slow: $(VENV)/.test tools  ## what takes longer than a few minutes
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(VENV)/.test  ## the hooks on this machine's GPU
 	$(BIN)/python -m pytest -m gpu tests/hooks/test_gpu.py
+
+test-packages: $(VENV)/.test  ## wheel and sdist in a clean environment of each Python that is there
+	$(BIN)/python -m pytest -m packages tests/test_packages.py
 
 check: $(VENV)/.test  ## ruff and mypy alone
 	ruff check $(CHECKED)
@@ -78,6 +81,18 @@ APT_INSTALL = root=; [ "$$(id -u)" = 0 ] || root=sudo; \
 	$$root apt-get -qq update; \
 	$$root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(2) >/dev/null
 
+packages: $(VENV)/.test  ## wheel and sdist into dist; the same commit gives the same bytes
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --outdir dist
+
+# The oldest Python names what all versions need; the environment's own torch is no dependency of ours.
+lock: $(VENV)/.test  ## pin what trainvitals needs at run time, with hashes, in requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10  --generate-hashes --no-emit-index-url \
+	  --extra top --extra push --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+
+audit: $(VENV)/.test  ## ask PyPI's database of vulnerabilities about requirements.lock
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
+
 tools:
 	@for tool in prometheus promtool amtool; do command -v $$tool >/dev/null || missing=yes; done; \
 	command -v alertmanager >/dev/null || command -v prometheus-alertmanager >/dev/null || missing=yes; \
@@ -93,6 +108,12 @@ node-exporter:
 	@! command -v node_exporter >/dev/null && ! command -v prometheus-node-exporter >/dev/null || exit 0; \
 	[[ " $${TRAINVITALS_TEST_WITHOUT:-} " != *" prometheus "* ]] || exit 0; \
 	$(call APT_INSTALL,node_exporter,prometheus-node-exporter)
+
+# Units are checked by it, and run with its lists of system calls and the library that puts them in force; it starts no service.
+systemd-analyze:
+	@! command -v systemd-analyze >/dev/null || exit 0; \
+	[[ " $${TRAINVITALS_TEST_WITHOUT:-} " != *" systemd-analyze "* ]] || exit 0; \
+	$(call APT_INSTALL,systemd-analyze,systemd libseccomp2)
 
 compose-client:
 	@! docker compose version >/dev/null 2>&1 || exit 0; ! command -v docker-compose >/dev/null || exit 0; \

@@ -17,7 +17,8 @@ REPOSITORY = Path(__file__).parents[1]
 IN_WHEEL = "trainvitals_exporter/stack/files/"
 # What `trainvitals stack` needs, named without the list in packaged.py, so that nothing is forgotten there.
 NEEDED = [
-    "compose.yaml", ".dockerignore", "pyproject.toml", "hatch_build.py", "README.md", "secrets/README.md",
+    "compose.yaml", ".dockerignore", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "requirements.lock",
+    "secrets/README.md",
     "exporter/Dockerfile", "exporter/*.txt", "prometheus/*.yml", "prometheus/rules/**/*", "prometheus/targets*/**/*",
     "prometheus/alertmanager/??/*", "prometheus/alertmanager/templates/**/*", "grafana/provisioning/**/*",
     "grafana/dashboards*/**/*", "grafana/import/**/*",
@@ -111,8 +112,8 @@ def test_the_image_is_built_from_pinned_packages_that_satisfy_ours() -> None:
     wanted = [Requirement(text) for text in re.findall(
         r'^  "([^"]+)"', pyproject.split("\ndependencies = [")[1].split("\n]")[0], re.MULTILINE)]  # fmt: skip
     pinned = {}
-    for name in ("requirements.txt", "requirements-build.txt"):
-        text = (REPOSITORY / "exporter" / name).read_text()
+    for name in ("requirements.lock", "exporter/requirements-build.txt"):
+        text = (REPOSITORY / name).read_text()
         found = re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
         assert len(found) == len(re.findall(r"^[^#\s]", text, re.MULTILINE)), f"{name}: a line without a hash"
         pinned.update({package.lower(): version for package, version in found})

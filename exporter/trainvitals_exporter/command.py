@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -18,11 +16,11 @@ from typing import Any, Final, NoReturn
 import psutil
 from trainvitals import rundir
 
-from trainvitals_exporter import collectors, rendering, systemd
+from trainvitals_exporter import collectors, rendering, systemd, whole_files
 from trainvitals_exporter.configuration import OPTIONS, VARIABLE_PREFIX, Configuration
 from trainvitals_exporter.endpoint import listeners
 from trainvitals_exporter.endpoint.listeners import DEFAULT_LISTEN, Address
-from trainvitals_exporter.endpoint.server import STOP_SIGNALS, Server
+from trainvitals_exporter.endpoint.server import Server, stop_signals
 from trainvitals_exporter.endpoint.web_config import WebConfigFile
 from trainvitals_exporter.process_tree import ProcessTrees
 from trainvitals_exporter.run_table import RunTable
@@ -86,7 +84,7 @@ def _serve(runner: Runner, web: WebConfigFile, addresses: Iterable[Address]) -> 
         sys.stderr.write(f"trainvitals exporter: {error}\n")
         return 1
     server = Server(sockets, runner, web)
-    with _signals() as stop:
+    with stop_signals() as stop:
         runner.start()
         scheme = "https" if web.current().tls else "http"
         for listener in sockets:
@@ -97,21 +95,6 @@ def _serve(runner: Runner, web: WebConfigFile, addresses: Iterable[Address]) -> 
     server.close()
     runner.stop()
     return 0
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """A socket from which signals can be read: one that raised an exception could leave a lock held for ever."""
-    reader, writer = socket.socketpair()
-    for end in (reader, writer):
-        end.setblocking(False)
-    with reader, writer:
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        for number in STOP_SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda *_: None)
-        yield reader
-        signal.set_wakeup_fd(-1)
 
 
 def _listen(addresses: Iterable[Address]) -> list[socket.socket]:
@@ -141,27 +124,11 @@ def _write_once(runner: Runner, target: str) -> int:
         sys.stdout.flush()
         return 0
     try:
-        _replace(Path(target), scrape)
+        whole_files.replace(Path(target), scrape)
     except OSError as error:
         sys.stderr.write(f"trainvitals exporter: cannot write {target}: {error.strerror or error}\n")
         return 1
     return 0
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Put the content in the file's place in one move, so that nobody ever reads half of it. Raises OSError."""
-    # node_exporter reads every file that ends in .prom, as another user.
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        os.chmod(scratch, 0o644)  # noqa: PTH101  # as above
-        os.replace(scratch, path)  # noqa: PTH105
-    except BaseException:
-        os.unlink(scratch)  # noqa: PTH108
-        raise
 
 
 def _run_directories(chosen: tuple[Path, ...], root: Path) -> Callable[[], Iterable[Path]]:

@@ -150,9 +150,19 @@ def _run_directory(text: str) -> Path:
     folder = Path(text)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
+    if folder.exists() and not _can_be_read(folder):
         raise ValueError(f"no permission to read {folder}; run as its owner or as root")
     return folder
+
+
+def _can_be_read(folder: Path) -> bool:
+    """Whether files in the folder can be found. It is tried: os.access() knows nothing of capabilities."""
+    try:
+        os.scandir(folder).close()
+        os.stat(folder / ".")  # noqa: PTH116  # pathlib takes the dot away, and with it the need to search the folder
+    except PermissionError:
+        return False
+    return True
 
 
 OPTIONS: Final = (

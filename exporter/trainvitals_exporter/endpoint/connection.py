@@ -34,13 +34,12 @@ _LANDING_PAGE: Final = b"""<!DOCTYPE html>
 """
 
 
-def serve(channel: Channel, peer: Any, server: Server) -> None:
-    """Serve a client until it leaves, errs, or is too slow. Raises OSError where the connection breaks."""
-    _Requests(channel, peer, server)
+class Requests(BaseHTTPRequestHandler):
+    """One client's requests. All happens in the constructor, as in the base class.
 
-
-class _Requests(BaseHTTPRequestHandler):
-    """One client's requests. All happens in the constructor, as in the base class."""
+    It serves the client until it leaves, errs, or is too slow, and raises OSError where the connection breaks. What
+    lies at which path is decided by `answer_page`.
+    """
 
     server: Server  # type: ignore[assignment]  # that of the standard library's is not used
     protocol_version = "HTTP/1.1"
@@ -52,14 +51,17 @@ class _Requests(BaseHTTPRequestHandler):
         super().__init__(channel.socket, peer, server)  # type: ignore[arg-type]
 
     def setup(self) -> None:
+        """Part of the base class's interface."""
         self.rfile = io.BufferedReader(self._channel, _READ_SIZE)
         self.wfile = self._channel  # type: ignore[assignment]  # the base class flushes it, and no more
 
     def handle(self) -> None:
+        """Part of the base class's interface."""
         if self._is_let_in():
             super().handle()
 
     def finish(self) -> None:
+        """Part of the base class's interface."""
         if self._channel.timed_out:
             self.server.count_dropped("timeout")
         self._channel.finish(self._unread)
@@ -88,6 +90,7 @@ class _Requests(BaseHTTPRequestHandler):
         self._unread = True
 
     def handle_one_request(self) -> None:
+        """Part of the base class's interface."""
         self._channel.expect_request()
         self.command, self.request_version = "", self.protocol_version
         try:
@@ -96,6 +99,7 @@ class _Requests(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def parse_request(self) -> bool:
+        """Part of the base class's interface."""
         if not super().parse_request():
             return False
         self._channel.waiting_since = None  # all that was to come has come
@@ -126,9 +130,11 @@ class _Requests(BaseHTTPRequestHandler):
         )
 
     def handle_expect_100(self) -> bool:
+        """Part of the base class's interface."""
         return True  # the body that the client offers to send is not wanted
 
     def do_GET(self) -> None:
+        """Part of the base class's interface."""
         try:
             target = urlsplit(self.path)
             query = parse_qs(target.query, max_num_fields=_MAX_FIELDS)
@@ -139,49 +145,51 @@ class _Requests(BaseHTTPRequestHandler):
         if path in _HEALTH_PATHS:
             self._answer_health(path)
         elif self._may_read():
-            self._answer_page(path, query)
+            self.answer_page(path, query)
 
     def do_HEAD(self) -> None:
+        """Part of the base class's interface."""
         self.do_GET()
 
     def _answer_health(self, path: str) -> None:
         """Answer a prober, who has no password, and must not be held back by the limit for others."""
         if path == "/-/healthy":
-            self._answer_line(HTTPStatus.OK, "healthy")
+            self.answer_line(HTTPStatus.OK, "healthy")
         elif self.server.runner.ready():
-            self._answer_line(HTTPStatus.OK, "ready")
+            self.answer_line(HTTPStatus.OK, "ready")
         else:
-            self._answer_line(HTTPStatus.SERVICE_UNAVAILABLE, "the first collections are under way")
+            self.answer_line(HTTPStatus.SERVICE_UNAVAILABLE, "the first collections are under way")
 
     def _may_read(self) -> bool:
         """Whether this request may be answered; what it lacks is answered at once."""
         if self._web.rate_limit and not self._web.rate_limit.allows():
-            self._answer_line(HTTPStatus.TOO_MANY_REQUESTS, "too many requests", ("Retry-After", "1"))
+            self.answer_line(HTTPStatus.TOO_MANY_REQUESTS, "too many requests", ("Retry-After", "1"))
             return False
         try:
             if self._web.users is None or self._web.users.allows(self.headers.get("Authorization", "")):
                 return True
         except Busy:
-            self._answer_busy()
+            self.answer_busy()
             return False
         challenge = ("WWW-Authenticate", 'Basic realm="trainvitals", charset="UTF-8"')
-        self._answer_line(HTTPStatus.UNAUTHORIZED, "a user and a password are needed", challenge)
+        self.answer_line(HTTPStatus.UNAUTHORIZED, "a user and a password are needed", challenge)
         return False
 
-    def _answer_page(self, path: str, query: dict[str, list[str]]) -> None:
+    def answer_page(self, path: str, query: dict[str, list[str]]) -> None:
+        """Answer a client who may read."""
         if path == "/metrics":
             self._answer_metrics(query)
         elif path == "/":
-            self._answer(HTTPStatus.OK, "text/html; charset=utf-8", _LANDING_PAGE)
+            self.answer(HTTPStatus.OK, "text/html; charset=utf-8", _LANDING_PAGE)
         else:
-            self._answer_line(HTTPStatus.NOT_FOUND, "not found; the metrics are at /metrics")
+            self.answer_line(HTTPStatus.NOT_FOUND, "not found; the metrics are at /metrics")
 
     def _answer_metrics(self, query: dict[str, list[str]]) -> None:
         collectors = frozenset(query.get("collect[]", ()))
         unknown = collectors.difference(self.server.runner.collectors)
         if unknown:
             running = ", ".join(self.server.runner.collectors)
-            self._answer_line(HTTPStatus.BAD_REQUEST, f"collect[]: no such collector; there are: {running}")
+            self.answer_line(HTTPStatus.BAD_REQUEST, f"collect[]: no such collector; there are: {running}")
             return
         # The answer is written outside: who is slow to read it must not keep others from theirs.
         with self.server.scrape_slot() as is_free:
@@ -191,27 +199,30 @@ class _Requests(BaseHTTPRequestHandler):
                 compressed = _accepts_gzip(self.headers.get("Accept-Encoding", ""))
                 body = gzip.compress(body, compresslevel=1) if compressed else body
         if not is_free:
-            self._answer_busy()
+            self.answer_busy()
             return
         encoding = [("Content-Encoding", "gzip")] if compressed else []
-        self._answer(HTTPStatus.OK, content_type, body, *encoding, ("Vary", "Accept, Accept-Encoding"))
+        self.answer(HTTPStatus.OK, content_type, body, *encoding, ("Vary", "Accept, Accept-Encoding"))
 
-    def _answer_busy(self) -> None:
-        self._answer_line(HTTPStatus.SERVICE_UNAVAILABLE, "too many at once; try again", ("Retry-After", "1"))
+    def answer_busy(self) -> None:
+        """Send away a client for whom there was no turn."""
+        self.answer_line(HTTPStatus.SERVICE_UNAVAILABLE, "too many at once; try again", ("Retry-After", "1"))
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer a request that was not understood, as the base class asks for, and then close."""
         self.close_connection = self._unread = True
         if code == HTTPStatus.NOT_IMPLEMENTED:  # what the base class says to a method that has no do_… here
             allow = ("Allow", "GET, HEAD")
-            self._answer_line(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", allow)
+            self.answer_line(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", allow)
         else:
-            self._answer_line(HTTPStatus(code), HTTPStatus(code).phrase.lower())
+            self.answer_line(HTTPStatus(code), HTTPStatus(code).phrase.lower())
 
-    def _answer_line(self, status: HTTPStatus, line: str, *headers: tuple[str, str]) -> None:
-        self._answer(status, "text/plain; charset=utf-8", f"{line}\n".encode(), *headers)
+    def answer_line(self, status: HTTPStatus, line: str, *headers: tuple[str, str]) -> None:
+        """Answer with a line for people."""
+        self.answer(status, "text/plain; charset=utf-8", f"{line}\n".encode(), *headers)
 
-    def _answer(self, status: HTTPStatus, content_type: str, body: bytes, *headers: tuple[str, str]) -> None:
+    def answer(self, status: HTTPStatus, content_type: str, body: bytes, *headers: tuple[str, str]) -> None:
+        """Answer with this body."""
         fields = {
             "Date": self.date_time_string(),
             "Server": "trainvitals",

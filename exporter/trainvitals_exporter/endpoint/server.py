@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
-from trainvitals_exporter.endpoint import connection
 from trainvitals_exporter.endpoint.channel import Channel
+from trainvitals_exporter.endpoint.connection import Requests
 from trainvitals_exporter.endpoint.web_config import WebConfigFile
 from trainvitals_exporter.families import Families, Family
 
@@ -51,17 +51,39 @@ class Source(Protocol):
         ...
 
 
+@contextmanager
+def stop_signals() -> Iterator[socket.socket]:
+    """A socket from which signals can be read: one that raised an exception could leave a lock held for ever."""
+    reader, writer = socket.socketpair()
+    for end in (reader, writer):
+        end.setblocking(False)
+    with reader, writer:
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
+        yield reader
+        signal.set_wakeup_fd(-1)
+
+
 class Server:
     """Serves a runner's metrics on these listening sockets.
 
     When there are as many connections as may be, a new one takes the place of the one that has kept us waiting for
     longest, those first that have not completed a single request. So idlers and slow writers cost a good client
-    nothing.
+    nothing. `requests` answers them.
     """
 
-    def __init__(self, listeners: Sequence[socket.socket], runner: Source, web: WebConfigFile) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        runner: Source,
+        web: WebConfigFile,
+        requests: type[Requests] = Requests,
+    ) -> None:
         self.runner = runner
         self.web = web
+        self._requests = requests
         self._listeners = listeners
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._scrapes = threading.BoundedSemaphore(MAX_SCRAPES)
@@ -206,7 +228,7 @@ class Server:
 
     def _serve(self, channel: Channel, peer: Any) -> None:
         try:
-            connection.serve(channel, peer, self)
+            self._requests(channel, peer, self)
         except (OSError, ValueError):
             pass  # the client went away in the middle, or was dropped; a closed socket is a ValueError to io
         except Exception as error:

@@ -24,12 +24,13 @@ CONTENTS: Final = (
     "secrets/README.md",
     # What the exporter's image is built from, with the code of both packages.
     ".dockerignore",
+    "LICENSE",
     "README.md",
     "exporter/Dockerfile",
     "exporter/requirements-build.txt",
-    "exporter/requirements.txt",
     "hatch_build.py",
     "pyproject.toml",
+    "requirements.lock",
 )
 _HERE: Final = Path(__file__).resolve().parent
 _IN_WHEEL: Final = _HERE / "files"

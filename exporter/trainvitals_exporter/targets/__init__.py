@@ -1,0 +1,1 @@
+"""`trainvitals targets`: tells a Prometheus which hosts have an exporter."""
