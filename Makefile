@@ -68,7 +68,7 @@ docs: $(VENV)/.test  ## build docs/metrics.md from the catalogue, docs/alerts.md
 	$(BIN)/trainvitals metrics --format markdown > docs/metrics.md
 	$(BIN)/python prometheus/alerts_page.py
 
-kubernetes: $(VENV)/.test  ## build deploy/kubernetes/prometheusrule.yaml from prometheus/rules
+kubernetes: $(VENV)/.test  ## build the rules and dashboards of deploy/kubernetes
 	$(BIN)/python deploy/kubernetes/build.py
 
 # Debian and Ubuntu start these packages as services on their usual ports; nothing here uses or touches those.

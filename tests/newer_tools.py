@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Final
 
 MIRROR: Final = "http://deb.debian.org/debian"
-# amtool comes with Alertmanager, vmalert with VictoriaMetrics.
-PACKAGES: Final = ("prometheus", "promtool", "prometheus-alertmanager", "victoria-metrics")
+# amtool comes with Alertmanager, vmalert with VictoriaMetrics; kubectl builds what Kustomize describes.
+PACKAGES: Final = ("prometheus", "promtool", "prometheus-alertmanager", "victoria-metrics", "kubectl")
 _SECONDS: Final = 60
 
 
 def main(folder: Path) -> None:
     """Fetch and unpack what is not there yet; programs then lie in usr/bin of the folder."""
     done = folder / ".done"
-    if done.exists():
+    if done.exists() and done.read_text().split() == list(PACKAGES):
         return
     mirror = os.environ.get("TRAINVITALS_DEBIAN_MIRROR", MIRROR).rstrip("/")
     architecture = subprocess.run(
@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
             file.flush()
             subprocess.run(["dpkg-deb", "--extract", file.name, folder], check=True)
         print(f"{package} {entry['Version']} is in {folder}")
-    done.touch()
+    done.write_text(" ".join(PACKAGES))
 
 
 def _newest(index: str, package: str) -> dict[str, str]:

@@ -21,6 +21,10 @@ _CONTAINER: Final = re.compile(r"(?:^|(?<!conmon)[-:/])([0-9a-f]{64})(?=$|[./:])
 _POD: Final = re.compile(
     r"kubepods(?:.*?[-/])?pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=$|[./:])"
 )
+# As seen from another pod's cgroup namespace, where no systemd slice repeats the whole path.
+_POD_BESIDE: Final = re.compile(
+    r"^/(?:\.\./)+(?:(?:burstable|besteffort)/)?pod([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})(?=$|/)"
+)
 _SLURM_V1: Final = re.compile(r"^/slurm(?:_[^/]+)?/uid_\d+/job_(\d+)(?=$|/)")
 _SLURM_V2: Final = re.compile(r"(?:^|/)(?:[^/]+_)?slurmstepd\.scope/job_(\d+)(?=$|/)")
 
@@ -40,7 +44,7 @@ def parse(text: str) -> CgroupOwner:
     for line in text.split("\n"):
         path = line.split(":", 2)[-1]
         ids = _CONTAINER.findall(path)
-        pod = _POD.search(path)
+        pod = _POD.search(path) or _POD_BESIDE.search(path)
         job = _SLURM_V1.search(path) or _SLURM_V2.search(path)
         container = container or (ids[-1] if ids else "")
         pod_uid = pod_uid or (pod[1].replace("_", "-") if pod else "")

@@ -70,10 +70,11 @@ def prepare(directory: Path) -> None:
 def everyone(root: Path = Path("/")) -> list[Path]:
     """The folders in which any user's runs may be found on this host: where `own()` puts them.
 
-    `root` is where the host's / is found, in a container.
+    So does whoever sets `ENVIRONMENT` for a container or a job: one folder each in /run/trainvitals-runs. `root` is
+    where the host's / is found, in a container.
     """
     found = {own()}
-    for pattern in ("run/user/*/trainvitals", "dev/shm/trainvitals-*", "tmp/trainvitals-*"):
+    for pattern in ("run/user/*/trainvitals", "run/trainvitals-runs/*", "dev/shm/trainvitals-*", "tmp/trainvitals-*"):
         found.update(root.glob(pattern))
     return sorted(found)
 
