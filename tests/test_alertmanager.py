@@ -768,7 +768,7 @@ def test_the_test_says_when_there_is_no_alertmanager() -> None:
     assert "answers with status 501" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["up"], ["test-alert", "--alertmanager", "9093"], ["test-alert", "--what"]])
+@pytest.mark.parametrize("arguments", [[], ["go"], ["test-alert", "--alertmanager", "9093"], ["test-alert", "--what"]])
 def test_usage_errors(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "trainvitals.cli", "stack", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

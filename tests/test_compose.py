@@ -60,7 +60,8 @@ def test_images_are_pinned(config: dict[str, Any]) -> None:
     for name, service in config["services"].items():
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"]), name
     dockerfile = (REPOSITORY / "exporter" / "Dockerfile").read_text()
-    assert re.search(r"^FROM \S+python:\d+\.\d+\.\d+-", dockerfile, re.MULTILINE)
+    bases = re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
+    assert len(bases) == len(re.findall(r"^FROM \S+python:\d+\.\d+\.\d+-", dockerfile, re.MULTILINE))
 
 
 def test_every_service_is_checked_and_confined(config: dict[str, Any]) -> None:
@@ -69,6 +70,8 @@ def test_every_service_is_checked_and_confined(config: dict[str, Any]) -> None:
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not service.get("privileged"), name
+        assert service["read_only"], name
+        assert service.get("cap_add", []) == (["DAC_READ_SEARCH"] if name == "exporter" else []), name
 
 
 def test_the_host_is_mounted_read_only() -> None:
@@ -79,7 +82,7 @@ def test_the_host_is_mounted_read_only() -> None:
             assert named or ":ro" in volume.removeprefix("${").rsplit("}", 1)[-1], (name, volume)
     exporter = " ".join(services["exporter"]["volumes"])
     assert "/proc:/host/proc:ro" in exporter
-    assert services["exporter"]["read_only"]
+    assert "/etc/passwd:/host/etc/passwd:ro" in exporter
 
 
 def test_every_mounted_file_exists() -> None:

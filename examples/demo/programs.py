@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +12,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
-# Debian installs Alertmanager under another name.
-_NAMES: Final = {"alertmanager": ("alertmanager", "prometheus-alertmanager")}
+from trainvitals_exporter.stack import programs
 
 
 class DemoError(Exception):
@@ -25,10 +22,8 @@ class DemoError(Exception):
 
 def find(name: str) -> str:
     """The path of a monitoring program. Raises DemoError where it is not installed."""
-    for candidate in _NAMES.get(name, (name,)):
-        path = shutil.which(candidate)
-        if path:
-            return path
+    if path := programs.find(name):
+        return path
     raise DemoError(f"{name} is not on PATH; install it, on Debian and Ubuntu with: make tools")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import yaml
+from trainvitals_exporter.stack import docker
 
 from examples.demo.programs import DemoError, Programs, answers, find, free_ports
 
@@ -126,12 +127,7 @@ def _start_grafana(programs: Programs, work: Path, grafana: str, url: Mapping[st
 
 def docker_engine() -> bool:
     """Whether `docker compose` is here and reaches an engine."""
-    if shutil.which("docker") is None:
-        return False
-    for command in (["docker", "info"], ["docker", "compose", "version"]):
-        if subprocess.run(command, capture_output=True, check=False, timeout=30).returncode != 0:
-            return False
-    return True
+    return docker.missing() is None
 
 
 def docker_receiver_host() -> str:

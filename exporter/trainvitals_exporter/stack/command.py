@@ -3,21 +3,89 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from trainvitals_exporter.stack import folder as stack_folder
+from trainvitals_exporter.stack import lifecycle
+from trainvitals_exporter.stack.errors import StackError, WrongUse
+from trainvitals_exporter.stack.packaged import NotPackaged
 from trainvitals_exporter.stack.send_test import send_test_alert
+from trainvitals_exporter.stack.state import DOCKER, NATIVE
 
 
 def command(argv: list[str]) -> int:
     """Run ``trainvitals stack SUBCOMMAND ...``; returns its exit code. Usage errors exit with 2."""
     options = _parser().parse_args(argv)
-    return send_test_alert(options.alertmanager, options.secrets, options.timeout)
+    try:
+        return _run(options)
+    except (StackError, NotPackaged) as error:
+        sys.stderr.write(f"trainvitals stack: {error}\n")
+        return 2 if isinstance(error, WrongUse) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("trainvitals stack: stopped; what this call had started has ended\n")
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "test-alert":
+        return send_test_alert(options.alertmanager, options.secrets, options.timeout)
+    folder = options.dir.expanduser().absolute()
+    if options.command == "write":
+        return lifecycle.write(folder, force=options.force)
+    if options.command == "up":
+        return lifecycle.up(folder, options.way)
+    if options.command == "down":
+        return lifecycle.down(folder, delete_data=options.delete_data)
+    return lifecycle.status(folder, as_json=options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trainvitals stack", description="Look after the monitoring.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser = argparse.ArgumentParser(
+        prog="trainvitals stack",
+        description="Exporter, Prometheus, Alertmanager and Grafana, with our rules and dashboards, on this machine.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    up = commands.add_parser(
+        "up",
+        help="write the files and start everything, or bring what runs up to date",
+        description="Write the files to DIR and start everything: with Docker where an engine answers, otherwise as "
+        "programs of this machine. What runs already is left alone, or takes what changed. Ports, alert channel and "
+        "language are chosen as for compose.yaml, by variables in the environment or in DIR/.env.",
+    )
+    way = up.add_mutually_exclusive_group()
+    way.add_argument("--docker", dest="way", action="store_const", const=DOCKER, help="with Docker, or not at all")
+    way.add_argument(
+        "--native", dest="way", action="store_const", const=NATIVE, help="without Docker, even where an engine answers"
+    )
+    down = commands.add_parser("down", help="stop everything; data stay", description="Stop what `up` started.")
+    down.add_argument("--delete-data", action="store_true", help="delete what Prometheus and the others have stored")
+    status = commands.add_parser(
+        "status",
+        help="tell what runs and whether it works",
+        description="Tell what runs and whether it works. Exit code 0: all is well; 1: something is not.",
+    )
+    status.add_argument("--json", action="store_true", help="as JSON")
+    write = commands.add_parser(
+        "write",
+        help="write compose file, rules, dashboards and the rest to a folder",
+        description="Write the files to DIR, or bring those that are there up to date. What you changed is left alone.",
+    )
+    write.add_argument(
+        "--force", action="store_true", help="replace files that you changed, too; a copy of each is kept"
+    )
+    for each in (up, down, status):
+        each.add_argument(
+            "dir", metavar="DIR", type=Path, nargs="?", default=stack_folder.default(),
+            help="where the stack lives (default: %(default)s)",
+        )  # fmt: skip
+    write.add_argument("dir", metavar="DIR", type=Path, help="a new folder, an empty one, or one written before")
+    _add_test_alert(commands)
+    return parser
+
+
+def _add_test_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     test = commands.add_parser(
         "test-alert",
         help="send a test notification, and tell whether the channel took it",
@@ -36,7 +104,6 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", metavar="SECONDS", type=float, default=60.0,
         help="how long to wait for Alertmanager to send it (default: %(default)s)",
     )  # fmt: skip
-    return parser
 
 
 def _url(text: str) -> str:

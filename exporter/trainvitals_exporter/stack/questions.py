@@ -1,0 +1,123 @@
+"""What `trainvitals stack` asks of running parts, over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+_SECONDS: Final = 5
+# Fires always, to show that alerts arrive.
+_WATCHDOG: Final = "Watchdog"
+# Proxies are for the world outside.
+_opener: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class NoAnswer(Exception):
+    """It does not answer, or not as that part should."""
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """What Prometheus knows, and how many Alertmanagers it sends alerts to.
+
+    Targets that are down and rules that fail come with the reason. The alert that always fires is left out.
+    """
+
+    targets: int
+    targets_down: dict[str, str]
+    targets_unknown: int
+    rules: int
+    rules_failing: dict[str, str]
+    alerts_firing: list[str]
+    alertmanagers: int
+
+
+def ready(url: str) -> bool:
+    """Whether this URL is answered with success."""
+    try:
+        _ask(url)
+    except NoAnswer:
+        return False
+    return True
+
+
+def version(part: str, address: str) -> str:
+    """The version of what answers at the address. Raises NoAnswer."""
+    try:
+        if part == "exporter":
+            page = _ask(f"{address}/metrics?name[]=trainvitals_exporter_build_info").decode()
+            samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+            return str(samples[0].labels["version"])
+        if part == "prometheus":
+            return str(_api(address, "status/buildinfo")["version"])
+        if part == "alertmanager":
+            return str(json.loads(_ask(f"{address}/api/v2/status"))["versionInfo"]["version"])
+        return str(json.loads(_ask(f"{address}/api/health"))["version"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise NoAnswer(f"what answers at {address} is no {part}") from None
+
+
+def monitoring(prometheus: str) -> Monitoring:
+    """What the Prometheus at this address knows. Raises NoAnswer."""
+    try:
+        targets = _api(prometheus, "targets?state=active")["activeTargets"]
+        rules = [rule for group in _api(prometheus, "rules")["groups"] for rule in group["rules"]]
+        alerts = _api(prometheus, "alerts")["alerts"]
+        return Monitoring(
+            targets=len(targets),
+            targets_down={
+                f"{each['labels']['job']} {each['labels']['instance']}": each["lastError"]
+                for each in targets if each["health"] == "down"
+            },
+            targets_unknown=sum(each["health"] == "unknown" for each in targets),
+            rules=len(rules),
+            rules_failing={each["name"]: each.get("lastError", "") for each in rules if each["health"] == "err"},
+            alerts_firing=sorted(
+                each["labels"]["alertname"] for each in alerts
+                if each["state"] == "firing" and each["labels"]["alertname"] != _WATCHDOG
+            ),
+            alertmanagers=len(_api(prometheus, "alertmanagers")["activeAlertmanagers"]),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError):
+        raise NoAnswer(f"what answers at {prometheus} is no Prometheus") from None
+
+
+def last_reload(part: str, address: str) -> tuple[bool, float]:
+    """Whether Prometheus or Alertmanager took its configuration at the last try, and when it last did (Unix time).
+
+    Raises NoAnswer.
+    """
+    wanted = (f"{part}_config_last_reload_successful", f"{part}_config_last_reload_success_timestamp_seconds")
+    found = dict(_samples(_ask(f"{address}/metrics").decode()))
+    try:
+        return found[wanted[0]] == 1, found[wanted[1]]
+    except KeyError:
+        raise NoAnswer(f"what answers at {address} is no {part}") from None
+
+
+def _samples(page: str) -> Iterator[tuple[str, float]]:
+    try:
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                yield sample.name, sample.value
+    except ValueError:
+        raise NoAnswer("its metrics cannot be read") from None
+
+
+def _api(prometheus: str, path: str) -> Any:
+    return json.loads(_ask(f"{prometheus}/api/v1/{path}"))["data"]
+
+
+def _ask(url: str) -> bytes:
+    try:
+        with _opener.open(url, timeout=_SECONDS) as response:
+            content: bytes = response.read()
+            return content
+    except (OSError, http.client.HTTPException) as error:
+        raise NoAnswer(str(getattr(error, "reason", None) or error)) from None
