@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Set TORCH_INDEX to the package index of CPU builds that pytorch.org names, to be spared gigabytes of CUDA.
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==2.13.0 --index-url $(TORCH_INDEX),@true)
 NODE_MODULES := grafana/pictures/node_modules
-CHECKED := hooks exporter grafana prometheus deploy examples tests benchmarks
+CHECKED := hatch_build.py hooks exporter grafana prometheus deploy examples tests benchmarks
 
 .PHONY: help demo test test-slow test-gpu test-packages check packages lock audit bench faultbench dashboards dashboard-types pictures top-picture channels docs kubernetes tools newer-tools node-exporter systemd-analyze pushgateway compose-client clean
 

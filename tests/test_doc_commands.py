@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -18,12 +17,6 @@ import pytest
 
 from tests.conftest import tool
 from tests.doc_pages import PAGES, REPOSITORY, Block, inline_commands, scripts, shell_blocks, simple_commands
-
-# Commands that are being built, and where they will be: pages with them are run once they are there.
-_COMING: Final[dict[tuple[str, ...], str]] = {
-    **{(name,): f"trainvitals_exporter.{name}" for name in ("doctor", "push", "targets", "top")},
-    **{("stack", name): "trainvitals_exporter.stack.lifecycle" for name in ("up", "down", "status", "write")},
-}
 
 _FOLDERS: Final = (
     "benchmarks", "deploy", "docs", "examples", "exporter", "grafana", "hooks", "prometheus", "tests",
@@ -67,14 +60,7 @@ def _name(page: Path) -> str:
 
 
 def _to_run(page: Path, *, minutes: bool) -> list[Block]:
-    found = [b for b in shell_blocks(page) if not b.not_run and (minutes or not b.takes_minutes)]
-    return [] if any(map(_is_coming, [w for b in found for w in simple_commands(b.text)])) else found
-
-
-def _is_coming(words: list[str]) -> bool:
-    """Whether it is a command of ours that is not there yet."""
-    modules = [_COMING.get(tuple(words[1:length])) for length in (2, 3)] if words[0] == "trainvitals" else []
-    return any(module is not None and importlib.util.find_spec(module) is None for module in modules)
+    return [b for b in shell_blocks(page) if not b.not_run and (minutes or not b.takes_minutes)]
 
 
 QUICK: Final = [page for page in PAGES if _to_run(page, minutes=False)]

@@ -90,7 +90,8 @@ CASES: dict[str, tuple[str, int, dict[str, str], dict[str, str]]] = {
     ),
     # Hostile: an array's number alone, what is no number or name, a job and a pod that somebody made up in a path.
     "odd-values": (
-        f"0::/a b/{CONTAINER} c\n::\n\n0::/home/slurm/uid_0/job_1\n0::/podcast/pod{POD}\n0::/../user.slice/pod{POD}/x\n0::/pod{POD}/x\n0::/slurmstepd.scope/job_x",
+        f"0::/a b/{CONTAINER} c\n::\n\n0::/home/slurm/uid_0/job_1\n0::/podcast/pod{POD}\n0::/../user.slice/pod{POD}/x\n"
+        f"0::/pod{POD}/x\n0::/slurmstepd.scope/job_x",
         ANNA,
         {"SLURM_JOB_ID": "1 2", "SLURM_ARRAY_JOB_ID": "3", "POD_NAME": 'a\n"b', "POD_NAMESPACE": "a" * 300},
         {"user": "anna"},

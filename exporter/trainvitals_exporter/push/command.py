@@ -20,12 +20,11 @@ from trainvitals import catalogue
 
 from trainvitals_exporter import rendering
 from trainvitals_exporter.command import Parser, add_options, create_runner
-from trainvitals_exporter.configuration import OPTIONS, Configuration
-from trainvitals_exporter.configuration import VARIABLE_PREFIX as EXPORTER_VARIABLE_PREFIX
+from trainvitals_exporter.configuration import OPTIONS, VARIABLE_PREFIX, Configuration
 from trainvitals_exporter.endpoint.server import STOP_SIGNALS, stop_signals
 from trainvitals_exporter.push import page
 from trainvitals_exporter.push.client import Client, Push, shown
-from trainvitals_exporter.push.credentials import VARIABLE_PREFIX, Credentials
+from trainvitals_exporter.push.credentials import BEARER_TOKEN, PASSWORD, USERNAME, Credentials
 from trainvitals_exporter.push.pushgateway import Pushgateway
 from trainvitals_exporter.push.remote_write import RemoteWrite
 from trainvitals_exporter.push.sender import Sender
@@ -151,7 +150,7 @@ def _address(text: str) -> str:
     if "@" in parts.netloc:
         raise argparse.ArgumentTypeError(
             "everyone on this machine can read a command line: give the user by --username, the password by "
-            f"--password-file or {VARIABLE_PREFIX}PASSWORD"
+            f"--password-file or {PASSWORD}"
         )
     return text
 
@@ -200,9 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="trainvitals push",
         description="Collect what `trainvitals exporter` would serve, and push it: for jobs that nobody can scrape.",
-        epilog=f"Secrets come from files or from {VARIABLE_PREFIX}USERNAME, {VARIABLE_PREFIX}PASSWORD and "
-        f"{VARIABLE_PREFIX}BEARER_TOKEN. Options that the exporter has too can also be set by its variables, such as "
-        f"{EXPORTER_VARIABLE_PREFIX}RUN_DIR. Proxies are those of the environment: https_proxy, no_proxy.",
+        epilog=f"Secrets come from files or from {USERNAME}, {PASSWORD} and "
+        f"{BEARER_TOKEN}. Options that the exporter has too can also be set by its variables, such as "
+        f"{VARIABLE_PREFIX}RUN_DIR. Proxies are those of the environment: https_proxy, no_proxy.",
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument(

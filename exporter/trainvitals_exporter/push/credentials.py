@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-VARIABLE_PREFIX: Final = "TRAINVITALS_PUSH_"
+USERNAME: Final = "TRAINVITALS_PUSH_USERNAME"
+PASSWORD: Final = "TRAINVITALS_PUSH_PASSWORD"  # noqa: S105 (the name of a variable)
+BEARER_TOKEN: Final = "TRAINVITALS_PUSH_BEARER_TOKEN"  # noqa: S105
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Credentials:
     ) -> Credentials:
         """What was given, else what the environment says. Raises ValueError for what is no good."""
         found = cls(
-            username or environment.get(f"{VARIABLE_PREFIX}USERNAME", ""),
-            _secret(password_file, environment.get(f"{VARIABLE_PREFIX}PASSWORD", "")),
-            _secret(token_file, environment.get(f"{VARIABLE_PREFIX}BEARER_TOKEN", "")),
+            username or environment.get(USERNAME, ""),
+            _secret(password_file, environment.get(PASSWORD, "")),
+            _secret(token_file, environment.get(BEARER_TOKEN, "")),
         )
         if found.token and (found.username or found.password):
             raise ValueError("a bearer token and a user were given; choose one")
