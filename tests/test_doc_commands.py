@@ -168,8 +168,6 @@ def _wrong_with_ours(arguments: list[str]) -> str | None:
     if not arguments or arguments[0] in ("--version", "--help"):
         return None
     name, *rest = arguments
-    if _is_coming(["trainvitals", *arguments]):
-        return None
     if name not in {entry.name for entry in entry_points(group="trainvitals.commands")}:
         return "there is no such command"
     path = [name]
