@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 from trainvitals import __version__, rundir
 from trainvitals.runfile import Identity, RunFileWriter
@@ -109,7 +112,9 @@ def prometheus_with(folder: Path, configuration: dict[str, Any]) -> Iterator[str
 
 
 @contextmanager
-def server(pages: dict[str, str], status: int = 200, ahead: float = 0.0) -> Iterator[str]:
+def server(
+    pages: dict[str, str], status: int = 200, ahead: float = 0.0, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """A server that has these pages, and a clock of its own."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -126,8 +131,10 @@ def server(pages: dict[str, str], status: int = 200, ahead: float = 0.0) -> Iter
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        if tls:
+            running.socket = tls.wrap_socket(running.socket, server_side=True)
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_address[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{running.server_address[1]}"
         running.shutdown()
 
 
@@ -288,6 +295,28 @@ def test_an_exporter_of_another_version_with_failing_collectors_and_a_wrong_cloc
 def test_an_exporter_with_a_password() -> None:
     with server({"/metrics": ""}, status=401) as url:
         assert doctor("--exporter", url).verdict("exporter", "wants a user and a password") == "problem"
+
+
+def test_a_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        told = doctor(*(part for name in PARTS for part in (f"--{name}", url)))
+    for part in PARTS:
+        assert told.verdict(part, "timed out") == "problem"
+
+
+def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    page = {"/metrics": f'trainvitals_exporter_build_info{{version="{__version__}"}} 1\n'}
+    with server(page, tls=context) as url:
+        refused = doctor("--exporter", url)
+        accepted = doctor("--exporter", url, SSL_CERT_FILE=str(tmp_path / "authority.pem"))
+    assert refused.verdict("exporter", "TLS: ") == "problem"
+    assert "SSL_CERT_FILE" in refused.of("exporter")["remedy"]
+    assert accepted.verdict("exporter") == "ok"
 
 
 def test_what_never_answers_is_not_waited_for() -> None:

@@ -164,10 +164,7 @@ def _may_replace(path: Path) -> bool:
 
 
 def say(text: str) -> None:
-    """To stderr, past Python's buffer: what it could not write would make the exit code 120 at the end.
-
-    Who does not read (a pager, a stopped terminal) is not waited for.
-    """
+    """To stderr, if there is one. Who does not read it (a pager, a stopped terminal) is not waited for."""
     with contextlib.suppress(Exception):
         if sys.stderr is None:  # closed; its number may be that of a run file
             return
