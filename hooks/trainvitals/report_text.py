@@ -90,8 +90,8 @@ def _time(facts: Facts) -> Iterator[str]:
         rows.append((names, sum(phase.seconds for phase in rest), sum(phase.share for phase in rest)))
     for name, seconds, share in rows:
         bar = "#" * round(_BAR * share)
-        yield f"{name:<18} {share:>6.1%}  {duration(seconds):>12}  {bar}".rstrip()
-    yield f"{'outside training':<18} {'':>6}  {duration(facts.outside_training_seconds):>12}"
+        yield f"{name:<22} {share:>6.1%}  {duration(seconds):>12}  {bar}".rstrip()
+    yield f"{'outside training':<22} {'':>6}  {duration(facts.outside_training_seconds):>12}"
 
 
 def _losses(facts: Facts) -> Iterator[str]:
