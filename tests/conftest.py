@@ -100,7 +100,8 @@ class Launcher:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.run_dir = directory / "runs"
-        self.environment = {**os.environ, rundir.ENVIRONMENT: str(self.run_dir)}
+        # What most tests read is the command's own stderr; test_report.py is about what comes after it.
+        self.environment = {**os.environ, rundir.ENVIRONMENT: str(self.run_dir), "TRAINVITALS_QUIET": "1"}
 
     def script(self, text: str, name: str = "train.py") -> Path:
         path = self.directory / name

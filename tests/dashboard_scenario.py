@@ -269,6 +269,8 @@ def _cuda_memory(run: Run, rank: int) -> Iterator[Series]:
     yield Series("cuda_memory_inactive_split_bytes", own, 0.12 * reserved)
     yield Series("cuda_memory_allocated_floor_bytes", own, allocated * 0.93)
     yield Series("cuda_memory_epoch_peak_bytes", own, np.where(first, np.minimum(peak, reserved), np.nan))
+    yield Series("cuda_memory_peak_bytes", own, np.minimum(peak, reserved))
+    yield Series("cuda_memory_total_bytes", own, run.capacity * GIB * ONE)
     yield Series("cuda_alloc_retries_total", own, 3 * failed)
     yield Series("cuda_ooms_total", own, failed)
     if run.state == "out_of_memory":

@@ -138,7 +138,8 @@ class Ward:
         folder.mkdir()
         script = ["-m", f"benchmarks.faultbench.shapes.{scenario.shape}", *self._options(scenario, folder)]
         command = [
-            sys.executable, "-m", "trainvitals.cli", "run", "--name", scenario.name, "--", sys.executable, *script
+            sys.executable, "-m", "trainvitals.cli", "run", "--quiet", "--name", scenario.name, "--",
+            sys.executable, *script,
         ]  # fmt: skip
         if scenario.mounts:
             command = _with_mounts(command, folder, scenario)

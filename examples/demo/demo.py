@@ -84,7 +84,7 @@ def _show(work: Path, cleanup: contextlib.ExitStack, *, native: bool) -> int:
 
 def _train(programs: Programs, work: Path, run_dir: Path, name: str, fault: str) -> subprocess.Popen[bytes]:
     command: list[str | Path] = [
-        sys.executable, "-m", "trainvitals.cli", "run", "--name", name, "--",
+        sys.executable, "-m", "trainvitals.cli", "run", "--quiet", "--name", name, "--",
         sys.executable, TRAINER, "--stage", "s2", "--epochs", "1000", "--fault", fault, "--fault-after", "120",
         "--output", work / "training",
     ]  # fmt: skip

@@ -186,6 +186,8 @@ METRICS: Final = (
         "Most memory in use by tensors that was seen in the newest complete epoch; during the first, in that so far.",
         "device",
     ),
+    _metric(RANK, "cuda_memory_peak_bytes", "gauge", "Most memory in use by tensors that was seen since this rank began to train.", "device"),
+    _metric(RANK, "cuda_memory_total_bytes", "gauge", "Memory of this device, as PyTorch tells it.", "device"),
     _metric(RANK, "cuda_alloc_retries_total", "counter", "Times that the allocator had to free its cache and try again.", "device"),
     _metric(RANK, "cuda_ooms_total", "counter", "Allocations that failed for lack of memory, also those that the script survived.", "device"),
     _metric(RANK, "cuda_oom_requested_bytes", "gauge", "Size of the newest allocation that failed.", "device"),

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from trainvitals import endings, options, rundir, runfile, session
+from trainvitals import endings, options, report, rundir, runfile, session
 from trainvitals.endings import End
 
 try:
@@ -34,7 +34,7 @@ _SIGKILL: Final = 9  # which Windows has no name for
 
 def command(arguments: list[str]) -> int:
     """The command ``run``; returns the exit code of CMD (127 where it does not exist, 126 where it cannot be run)."""
-    told, argv = _parse(arguments)
+    told, output, argv = _parse(arguments)
     if options.disabled():
         return _replace_this_process(argv)
     run = session.Run(session.new_run_id(), told.name or name_of(argv), told.run_dir or rundir.own().absolute(), told)
@@ -44,14 +44,17 @@ def command(arguments: list[str]) -> int:
         sys.stderr.write(f"trainvitals run: {error}\n")
         return 2
     with _Signals() as signals:
-        status = _run(argv, run, writer, signals)
+        status = _run(argv, run, writer, signals, output)
     return _exit_like(status)
 
 
-def _run(argv: list[str], run: session.Run, writer: runfile.RunFileWriter, signals: _Signals) -> int:
-    """Run the command and record its start and end. Returns its status, as Popen does."""
+def _run(
+    argv: list[str], run: session.Run, writer: runfile.RunFileWriter, signals: _Signals, output: report.Output
+) -> int:
+    """Run the command, record its start and end, and report it. Returns its status, as Popen does."""
     endings.record_state(writer, "starting")
-    writer.set("trainvitals_run_start_timestamp_seconds", time.time())
+    started, begun = time.time(), time.monotonic()
+    writer.set("trainvitals_run_start_timestamp_seconds", started)
     oom_kills = endings.oom_kills()
     try:
         status = _supervise(argv, _environment(run), signals)
@@ -59,24 +62,34 @@ def _run(argv: list[str], run: session.Run, writer: runfile.RunFileWriter, signa
         return _not_started(writer, argv, "no such command", 127)
     except OSError as error:
         return _not_started(writer, argv, error.strerror or str(error), 126)
-    ended = _verdict(run, status, signals.received, oom_kills)
-    writer.set("trainvitals_run_exit_code", float(status if status >= 0 else 128 - status))
+    seconds, exit_code = time.monotonic() - begun, status if status >= 0 else 128 - status
+    files = _files(run)
+    ended = _verdict(files, status, signals.received, oom_kills)
+    writer.set("trainvitals_run_exit_code", float(exit_code))
     endings.record(writer, ended)
-    _remark(run, ended)
+    _remark(files, ended)
+    report.write(output, run, files, ended, exit_code=exit_code, started=started, seconds=seconds)
     writer.close()
     return status
 
 
-def _parse(arguments: list[str]) -> tuple[options.Options, list[str]]:
+def _parse(arguments: list[str]) -> tuple[options.Options, report.Output, list[str]]:
     parser = argparse.ArgumentParser(
         prog="trainvitals run",
         usage="trainvitals run [OPTION]... -- COMMAND ...",
         description="Start COMMAND with trainvitals attached to every PyTorch process in it.",
     )
     options.add_arguments(parser)
+    quiet = options.is_on(os.environ.get(report.QUIET))
+    parser.add_argument(
+        "--quiet", action="store_true", default=quiet, help=f"print no report at the end (${report.QUIET}=1)"
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", help="write the report to FILE as JSON (default: a file beside the run files)"
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="for example: python train.py")
     given = vars(parser.parse_args(arguments))
-    command = given.pop("command")
+    command, quiet, file = given.pop("command"), given.pop("quiet"), given.pop("report")
     argv = command[1:] if command[:1] == ["--"] else command
     if not argv:
         parser.error("no command given; for example: trainvitals run -- python train.py")
@@ -90,9 +103,13 @@ def _parse(arguments: list[str]) -> tuple[options.Options, list[str]]:
         parser.error(str(error))
 
     try:
-        return options.Options.read(environment, given, refuse), argv
+        told = options.Options.read(environment, given, refuse)
     except ValueError as error:
         parser.error(str(error))
+    try:
+        return told, report.Output(quiet, None if file is None else report.usable_file(file)), argv
+    except ValueError as error:
+        parser.error(f"--report: {error}")
 
 
 def name_of(argv: list[str]) -> str:
@@ -188,10 +205,10 @@ def _name_of_signal(number: int) -> str:
         return f"SIG{number}"  # a real-time signal
 
 
-def _verdict(run: session.Run, status: int, received: list[str], oom_kills_before: int | None) -> End:
+def _verdict(files: list[runfile.RunFile], status: int, received: list[str], oom_kills_before: int | None) -> End:
     """How the run ended, from the exit status, the signals passed on, and what its processes wrote down themselves."""
-    files = sorted(_files(run), key=lambda file: file.identity.kind != "rank")  # of equal ends, a rank's is the cause
-    seen = endings.worst(end for file in files if (end := _end_of(file)) is not None) or End("finished")
+    ranks_first = sorted(files, key=lambda file: file.identity.kind != "rank")  # of equal ends, a rank's is the cause
+    seen = endings.worst(end for file in ranks_first if (end := _end_of(file)) is not None) or End("finished")
     # Of a killed rank its parent knows but an exit code, and a shell only 128 + 9.
     dead_rank = any(f.identity.kind == "rank" and f.alive_pid is None and _end_of(f) is None for f in files)
     killed = dead_rank or status in (-_SIGKILL, 128 + _SIGKILL)
@@ -210,7 +227,13 @@ def _verdict(run: session.Run, status: int, received: list[str], oom_kills_befor
 
 
 def _files(run: session.Run) -> list[runfile.RunFile]:
-    found = rundir.read_all([run.directory])
+    """What its processes wrote. This one's own file is not read: that would give up its lock."""
+    own = f"{run.run_id}.launcher."
+
+    def skip(entry: os.DirEntry[str]) -> bool:
+        return not entry.name.startswith(f"{run.run_id}.") or entry.name.startswith(own)
+
+    found = rundir.read_all([run.directory], skip)
     return [f for f in found if isinstance(f, runfile.RunFile) and f.identity.run_id == run.run_id]
 
 
@@ -223,15 +246,15 @@ def _end_of(file: runfile.RunFile) -> End | None:
     return None if state is None else End(state, about.get("signal", ""), about.get("exception", ""))
 
 
-def _remark(run: session.Run, ended: End) -> None:
+def _remark(files: list[runfile.RunFile], ended: End) -> None:
     """One line on what the user could not know otherwise."""
-    ranks = [file for file in _files(run) if file.identity.kind == "rank"]
+    ranks = [file for file in files if file.identity.kind == "rank"]
     alive = [file for file in ranks if file.alive_pid is not None and endings.final_state(file) is None]
     if alive:
         who = ", ".join(f"rank {max(file.rank, 0)} (pid {file.alive_pid or file.pid})" for file in alive)
-        sys.stderr.write(f"trainvitals: the command has ended, but {who} is still running\n")
+        report.say(f"trainvitals: the command has ended, but {who} is still running\n")
     elif not ranks and ended.state == "finished":
-        sys.stderr.write(
+        report.say(
             "trainvitals: no PyTorch training was seen in this command "
             "(python -E and -I shut trainvitals out; so does a Python older than 3.10)\n"
         )

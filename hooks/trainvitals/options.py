@@ -155,4 +155,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def disabled() -> bool:
     """Whether trainvitals is to stay away altogether: $TRAINVITALS_DISABLED is set, and not to 0."""
-    return os.environ.get(DISABLED, "").lower() not in ("", "0", "false", "no", "off")
+    return is_on(os.environ.get(DISABLED))
+
+
+def is_on(text: str | None) -> bool:
+    """Whether a variable that is a switch is on."""
+    return (text or "").lower() not in ("", "0", "false", "no", "off")

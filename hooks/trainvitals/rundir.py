@@ -19,6 +19,8 @@ ENVIRONMENT: Final = "TRAINVITALS_RUN_DIR"
 LOG_SUFFIX: Final = ".log"
 # Its reports on running out of GPU memory: what happened, and PyTorch's own snapshot.
 OUT_OF_MEMORY_SUFFIXES: Final = (".oom.json", ".oom.pickle")
+# The report of a run that has ended.
+REPORT_SUFFIX: Final = ".report.json"
 # Long enough for every scrape and every look the next morning; then the user's next run removes the file.
 _KEEP_DEAD_SECONDS: Final = 24 * 3600.0
 
@@ -129,7 +131,7 @@ def _remove_old(directory: Path) -> None:
         with contextlib.suppress(OSError, runfile.InvalidRunFile):
             if time.time() - path.stat().st_mtime < _KEEP_DEAD_SECONDS:
                 continue
-            if path.name.endswith(OUT_OF_MEMORY_SUFFIXES):
+            if path.name.endswith((*OUT_OF_MEMORY_SUFFIXES, REPORT_SUFFIX)):
                 path.unlink()
             if path.suffix != runfile.SUFFIX:
                 continue

@@ -170,6 +170,7 @@ class Event:
 
 class Properties:
     name = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    total_memory = 1000
 
     def __init__(self, index: int) -> None:
         self.uuid = f"{index}1234567-89ab-cdef-0123-456789abcdef"

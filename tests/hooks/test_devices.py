@@ -196,7 +196,7 @@ fake.report(early=early)
 
 
 def test_the_peak_of_an_epoch(on_fake: OnFake) -> None:
-    _, about = on_fake.train("""
+    rank, about = on_fake.train("""
 import trainvitals.attachment as attachment
 fake.init(); fake.use(0, 100)
 def epoch(*moments):
@@ -225,6 +225,8 @@ peaks = [
 fake.report(peaks=peaks)
 """)
     assert about["peaks"] == [500, 900, 700, 600]
+    assert by_label(rank, "cuda_memory_peak_bytes") == {"0": 900}
+    assert by_label(rank, "cuda_memory_total_bytes") == {"0": 1000}
 
 
 def test_an_allocator_without_statistics(on_fake: OnFake) -> None:

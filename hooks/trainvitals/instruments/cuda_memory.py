@@ -72,6 +72,7 @@ class _Device:
             self._slot("cuda_alloc_retries_total"),
             self._slot("cuda_ooms_total"),
         )
+        self._slot_of_peak = self._slot("cuda_memory_peak_bytes")
 
     def read(self) -> None:
         """Ask the allocator. What it counts and its peak are true at any time."""
@@ -81,6 +82,7 @@ class _Device:
         self._retries.see(float(statistics["num_alloc_retries"]))
         self._ooms.see(float(statistics["num_ooms"]))
         values = self._values
+        values[self._slot_of_peak] = max(values[self._slot_of_peak], self.peak.bytes)
         values[self._slot_of_retries] = self._retries.value
         # The observer of out-of-memory errors may have counted one more already.
         values[self._slot_of_ooms] = max(values[self._slot_of_ooms], self._ooms.value)

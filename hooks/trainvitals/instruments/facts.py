@@ -52,7 +52,9 @@ def _record_rank(writer: RunFileWriter) -> None:
 
 def record_gpu(writer: RunFileWriter, index: int) -> None:
     """This rank computes on the CUDA device `index`, as PyTorch counts them."""
-    uuid = _uuid(index, torch.cuda.get_device_properties(index))
+    properties = torch.cuda.get_device_properties(index)
+    writer.set("trainvitals_cuda_memory_total_bytes", float(properties.total_memory), device=str(index))
+    uuid = _uuid(index, properties)
     if uuid is not None:
         writer.set("trainvitals_run_gpu_info", 1.0, uuid=uuid)
 

@@ -1,0 +1,103 @@
+"""Questions over HTTP, with little patience."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from email.message import Message
+from typing import Any, Final
+
+PATIENCE_SECONDS: Final = 2.0
+_MOST_BYTES: Final = 64 << 20
+_MOST_SECONDS: Final = 4.0
+# Proxies are for the world outside.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Unanswered(Exception):
+    """Nothing answers there; the message is the reason. `tls` where certificates are the matter."""
+
+    def __init__(self, reason: str, *, tls: bool = False) -> None:
+        super().__init__(reason)
+        self.tls = tls
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said. `ahead` is how many seconds its clock is ahead of ours, None where it does not tell."""
+
+    status: int
+    headers: Message
+    body: bytes
+    ahead: float | None
+
+    def json(self) -> Any:
+        """The body; None where it is no JSON."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+    @property
+    def good(self) -> bool:
+        """Whether the status tells of success."""
+        return 200 <= self.status < 300
+
+
+def ask(url: str, **parameters: str) -> Answer:
+    """What is at `url`, whatever its status. Raises Unanswered."""
+    query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
+    try:
+        try:
+            with _opener.open(url + query, timeout=PATIENCE_SECONDS) as response:
+                return _answer(response.status, response.headers, _read(response))
+        except urllib.error.HTTPError as error:
+            with error:
+                return _answer(error.code, error.headers, error.read(65536))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, ssl.SSLError):
+            why = getattr(reason, "verify_message", "") or reason.reason or reason
+            raise Unanswered(f"TLS: {why}", tls=True) from None
+        text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        raise Unanswered(str(text).lower()) from None
+
+
+def field(document: Any, *path: str | int) -> Any:
+    """What lies at that path in a JSON document, None where there is nothing."""
+    for step in path:
+        try:
+            document = document[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return document
+
+
+def items(document: Any, *path: str | int) -> list[Any]:
+    """The list that lies at that path, [] where there is none."""
+    found = field(document, *path)
+    return found if isinstance(found, list) else []
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """The body, of bounded size, within bounded time: a server may send a byte a second."""
+    content, deadline = b"", time.monotonic() + _MOST_SECONDS
+    while chunk := response.read1(1 << 20):
+        content += chunk
+        if len(content) > _MOST_BYTES or time.monotonic() > deadline:
+            raise TimeoutError("its answer does not end")
+    return content
+
+
+def _answer(status: int, headers: Message, body: bytes) -> Answer:
+    date = email.utils.parsedate_tz(headers.get("Date", ""))
+    # The header has whole seconds, rounded down.
+    ahead = None if date is None else email.utils.mktime_tz(date) + 0.5 - time.time()
+    return Answer(status, headers, body, ahead)
