@@ -67,7 +67,8 @@ def scaled(work: Path, recording: Path, hosts: int, interval: str, program: str)
     folder = work / "prometheus"
     shutil.copytree(REPOSITORY / "prometheus" / "rules", folder / "rules")
     targets = [
-        {"targets": [f"gpu{host:04}:10288"], "labels": {"__metrics_path__": f"/metrics/{host}"}} for host in range(hosts)
+        {"targets": [f"gpu{host:04}:10288"], "labels": {"__metrics_path__": f"/metrics/{host}"}}
+        for host in range(hosts)
     ]
     (folder / "targets.json").write_text(json.dumps(targets))
     settings = yaml.safe_load((REPOSITORY / "prometheus" / "prometheus.yml").read_text())
@@ -168,7 +169,9 @@ def show(hosts: int, found: dict[str, Any]) -> None:
     """Print what was measured."""
     gpus = 8 * hosts
     print(f"\n{hosts} hosts, {gpus} GPUs")
-    print(f"  {found['scraped'] / hosts:.0f} series scraped a host, {found['series']:.0f} in all with what rules record")
+    print(
+        f"  {found['scraped'] / hosts:.0f} series scraped a host, {found['series']:.0f} in all with what rules record"
+    )
     print(f"  {found['samples_per_second']:.0f} samples/s, {found['cpu_cores']:.3f} cores, {found['resident_bytes'] / 2**20:.0f} MiB resident, "
           f"load average {found['load_average']:.1f}, missed {found['missed']:.0f}, failures {found['failures']:.0f}")  # fmt: skip
     for name, (median, longest) in sorted(found["groups"].items(), key=lambda item: -item[1][0]):
