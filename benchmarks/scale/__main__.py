@@ -1,8 +1,8 @@
 """What one Prometheus spends on so many hosts of 8 GPUs: `python -m benchmarks.scale [--hosts 5,20,125]`.
 
 The scrapes of one host are recorded (or read from --recording), many hosts are played from them, and a Prometheus with
-the shipped rules scrapes those for --minutes. The rules' windows of ten minutes are full after ten; those of an hour and
-six hours cost more from then on, as --minutes 70 shows. Read at the end, per size: series, samples a second, CPU and
+the shipped rules scrapes those for --minutes. The rules' windows of ten minutes are full after ten; those of an hour
+and six hours cost more from then on. Read at the end, per size: series, samples a second, CPU and
 memory of Prometheus, how long each group of rules took (the median and the longest of the last minutes), its dearest
 rules, and how long the queries of each dashboard take.
 """
@@ -34,7 +34,15 @@ from tests.dashboard_queries import get, queries, substitute
 REPOSITORY = Path(__file__).resolve().parents[2]
 DASHBOARDS = sorted((REPOSITORY / "grafana" / "dashboards").glob("*.json"))
 # One run on one host, as a dashboard is mostly looked at; and all there is, as the overview is.
-ONE = {"job": "trainvitals", "instance": "gpu0001:10288", "run": "gan-001", "rank": ".*", "gpu": ".*", "baseline": "gan-000", "loss": "1"}  # fmt: skip
+ONE = {
+    "job": "trainvitals",
+    "instance": "gpu0001:10288",
+    "run": "gan-001",
+    "rank": ".*",
+    "gpu": ".*",
+    "baseline": "gan-000",
+    "loss": "1",
+}
 ALL = {**ONE, "instance": ".*", "run": ".*"}
 RULES_WATCHED = 120.0  # seconds
 WINDOW = 3600
@@ -169,11 +177,10 @@ def show(hosts: int, found: dict[str, Any]) -> None:
     """Print what was measured."""
     gpus = 8 * hosts
     print(f"\n{hosts} hosts, {gpus} GPUs")
-    print(
-        f"  {found['scraped'] / hosts:.0f} series scraped a host, {found['series']:.0f} in all with what rules record"
-    )
-    print(f"  {found['samples_per_second']:.0f} samples/s, {found['cpu_cores']:.3f} cores, {found['resident_bytes'] / 2**20:.0f} MiB resident, "
-          f"load average {found['load_average']:.1f}, missed {found['missed']:.0f}, failures {found['failures']:.0f}")  # fmt: skip
+    scraped, resident = found["scraped"] / hosts, found["resident_bytes"] / 2**20
+    print(f"  {scraped:.0f} series scraped a host, {found['series']:.0f} in all with what rules record")
+    print(f"  {found['samples_per_second']:.0f} samples/s, {found['cpu_cores']:.3f} cores, {resident:.0f} MiB resident")
+    print(f"  load average {found['load_average']:.1f}, missed {found['missed']:.0f}, failures {found['failures']:.0f}")
     for name, (median, longest) in sorted(found["groups"].items(), key=lambda item: -item[1][0]):
         print(f"  {median:7.3f} s, at most {longest:6.3f}  {name}")
     for name, seconds in sorted(found["rules"].items(), key=lambda item: -item[1])[:12]:

@@ -123,7 +123,7 @@ def serve(folder: Path, port: int) -> None:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802 (the library's name)
+        def do_GET(self) -> None:
             host = int(self.path.rsplit("/", 1)[1])
             if host not in templates:
                 templates[host] = recording.template(host)
@@ -136,7 +136,7 @@ def serve(folder: Path, port: int) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 (the library's name)
+        def log_message(self, format: str, *arguments: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
