@@ -12,7 +12,7 @@ INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch==
 NODE_MODULES := grafana/pictures/node_modules
 CHECKED := hatch_build.py hooks exporter grafana prometheus deploy examples tests benchmarks
 
-.PHONY: help demo test test-slow test-gpu test-packages check packages lock audit bench faultbench dashboards dashboard-types pictures top-picture channels docs kubernetes tools newer-tools node-exporter systemd-analyze pushgateway compose-client clean
+.PHONY: help demo test test-slow test-gpu test-packages check packages lock audit bench faultbench scale dashboards dashboard-types pictures top-picture channels docs kubernetes tools newer-tools node-exporter systemd-analyze pushgateway compose-client clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17
@@ -45,6 +45,9 @@ bench: $(VENV)/.test $(VENV)/rivals  ## what hooks and scrapes cost, beside the 
 
 faultbench: $(VENV)/.test tools  ## faults and healthy runs through the whole stack: what is caught, what is a false alarm (40 minutes)
 	$(BIN)/python -m benchmarks.faultbench --write docs/faultbench-results.md
+
+scale: $(VENV)/.test tools  ## 40, 160 and 1,000 GPUs on one Prometheus: what it spends (40 minutes, 4 GiB)
+	$(BIN)/python -m benchmarks.scale
 
 dashboards: $(VENV)/.test  ## build grafana/dashboards from grafana/definitions
 	$(BIN)/python grafana/build.py

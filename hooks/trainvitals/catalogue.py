@@ -92,6 +92,11 @@ METRICS: Final = (
         "run_id", "pid", "script", "framework", "torch_version", "cuda_version",
     ),
     _metric(RANK, "world_size", "gauge", "Number of ranks that train together."),
+    _metric(
+        RANK, "world_info", "gauge",
+        "1; what the ranks that train together, on whatever hosts, have in common: made of MASTER_ADDR and MASTER_PORT, absent without them.",
+        "world",
+    ),
     _metric(RANK, "run_gpu_info", "gauge", "1 for each GPU that this rank computes on; joins runs to GPU metrics.", "uuid"),
     _metric(RANK, "gradient_checkpointing_enabled", "gauge", "1 once activations were checkpointed (recomputed in the backward), else 0."),
     _metric(

@@ -246,6 +246,11 @@ class RunFileWriter:
         current = [Sample(name, labels, self.values[slot]) for (name, labels), slot in list(self._slots.items())]
         return [each for each in current[1:] if struct.pack("=d", each.value) != _RETIRED_BITS]
 
+    def labels(self, name: str) -> list[dict[str, str]]:
+        """The labels of each series of this name that has not vanished."""
+        slots = [(dict(labels), slot) for (known, labels), slot in list(self._slots.items()) if known == name]
+        return [labels for labels, slot in slots if struct.pack("=d", self.values[slot]) != _RETIRED_BITS]
+
     def set_rank(self, rank: int) -> None:
         """Tell which rank this process is, once that is known."""
         self.rank = rank

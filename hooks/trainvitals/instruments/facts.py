@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import sys
+import zlib
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -19,6 +23,7 @@ _FRAMEWORKS: Final = {
     "accelerate": ("accelerate.accelerator",),
 }
 _UUID_LENGTH: Final = 36
+_LOOPBACK: Final = ("localhost", "127.", "::1", "[::1]", "0.0.0.0")  # noqa: S104 (to know it, not to listen there)
 
 
 def _rank_and_world_size() -> tuple[int, int]:
@@ -48,6 +53,38 @@ def _record_rank(writer: RunFileWriter) -> None:
     rank, world_size = _rank_and_world_size()
     writer.set_rank(rank)
     writer.set("trainvitals_world_size", float(world_size))
+    if world_size > 1:
+        _record_world(writer)
+
+
+def _record_world(writer: RunFileWriter) -> None:
+    world = _world()
+    # A process may join another group than before: of two names, rules could tell neither.
+    earlier = {label["world"] for label in writer.labels("trainvitals_world_info")}
+    for other in earlier - {world}:
+        writer.retire("trainvitals_world_info", world=other)
+    if world is not None:
+        writer.set("trainvitals_world_info", 1.0, world=world)
+
+
+def _world() -> str | None:
+    """The same for all ranks that meet at one address and port, be they started by one launcher or by one on each host.
+
+    It has to be told apart from other such meetings: only one can be at an address and port at a time, but a loopback
+    address is another one on each host and in each network namespace, and a name on Kubernetes in each of its own.
+    """
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not address or not port:
+        return None
+    where = ""
+    with contextlib.suppress(OSError):
+        if address.startswith(_LOOPBACK):
+            where = f"{socket.gethostname()} {Path('/proc/self/ns/net').stat().st_ino}"
+        elif "KUBERNETES_SERVICE_HOST" in os.environ:
+            lines = Path("/etc/resolv.conf").read_text().splitlines()
+            where = next((line for line in lines if line.startswith("search ")), "")
+    together = (os.environ.get("TORCHELASTIC_RUN_ID"), address, port, where)
+    return f"{zlib.crc32(repr(together).encode()):08x}"
 
 
 def record_gpu(writer: RunFileWriter, index: int) -> None:

@@ -1,0 +1,1 @@
+"""How far one Prometheus carries the monitoring of many GPUs: `make scale`, docs/scaling.md."""
