@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,10 @@ class Node:
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     if IS_ROOT:
-        for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder = tmp_path
+        while folder != Path(tempfile.gettempdir()):
             folder.chmod(0o755)  # else the user of the job cannot see the node's folders
+            folder = folder.parent
     return Node(tmp_path)
 
 

@@ -76,6 +76,8 @@ def test_healthy_run_fills_the_dashboards_and_raises_nothing(running: Running) -
     training = running.train("healthy", "--stage", "s2")
     try:
         wait_until(lambda: running.query('trainvitals_iterations_total{run="healthy"} > 150'), "iterations", PATIENCE)
+        slowest = 'run:trainvitals_checkpoint:ratio1h{run="healthy"}'  # of a group that is evaluated each half minute
+        wait_until(lambda: running.query(slowest), "the rules", PATIENCE)
         variables = {"job": "trainvitals", "run": "healthy", "baseline": "healthy", "loss": "1000"}
         variables |= dict.fromkeys(("instance", "rank", "gpu"), ".*")
         for dashboard in DASHBOARDS:

@@ -114,7 +114,7 @@ def test_the_image_is_built_from_pinned_packages_that_satisfy_ours() -> None:
     pinned = {}
     for name in ("requirements.lock", "exporter/requirements-build.txt"):
         text = (REPOSITORY / name).read_text()
-        found = re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+        found = re.findall(r"^([\w.-]+)==(\S+)(?: ; .+)? \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
         assert len(found) == len(re.findall(r"^[^#\s]", text, re.MULTILINE)), f"{name}: a line without a hash"
         pinned.update({package.lower(): version for package, version in found})
     assert len(wanted) >= 5

@@ -49,6 +49,9 @@ def trains_and_logs():
 )
 
 
+ONCE_A_SECOND = {"compile"}
+
+
 def run(launcher: Launcher, script: str) -> Any:
     """The last line that the script prints, as JSON. The script must end well and write nothing else on stderr."""
     command = [sys.executable, str(launcher.script(PRELUDE + script))]
@@ -100,7 +103,9 @@ print(json.dumps([report, seen]))
             assert raised <= 10, case
             assert counted in (None, {victim: raised}), case
         else:
-            assert min(10, calls[victim] - first + 1) <= raised <= 10, case  # what failed may be tried again
+            # What failed may be tried again. Some is called once a second, so how often depends on the machine.
+            wanted = 1 if victim in ONCE_A_SECOND else min(10, calls[victim] - first + 1)
+            assert wanted <= raised <= 10, case
             # What was not told of the beginning may fail in its turn.
             assert counted == {victim: raised} or (victim == "armed" and counted[victim] == raised), case
     assert "Traceback" not in stderr
