@@ -137,7 +137,7 @@ $(BIN)/python:
 
 $(VENV)/.example: pyproject.toml | $(BIN)/python
 	$(INSTALL_TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[example]'
+	$(BIN)/python -m pip install --quiet --editable '.[example]' torch==2.13.0
 	touch $@
 
 $(VENV)/.test: pyproject.toml grafana/requirements.txt | $(BIN)/python

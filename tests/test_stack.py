@@ -386,6 +386,31 @@ def test_another_channel_starts_alertmanager_alone_again(running: Stack) -> None
     assert "zh.tmpl" in config
 
 
+def test_what_alertmanager_would_refuse_does_not_end_the_one_that_runs(running: Stack, tmp_path: Path) -> None:
+    refused = tmp_path / "alertmanager"
+    shutil.copytree(running.folder / "prometheus" / "alertmanager", refused)
+    (refused / "en" / "email.yml").write_text("route: {receiver: missing}\n")
+    env = {"TRAINVITALS_ALERTMANAGER_CONFIG": str(refused), "TRAINVITALS_ALERT_CHANNEL": "email",
+           "TRAINVITALS_ALERT_LANGUAGE": "en"}  # fmt: skip
+    said = running.run("up", code=1, **env)
+    assert "undefined receiver" in said
+    assert "it was not touched" in said
+    running.run("status")
+
+
+def test_a_secret_that_is_missing_and_a_misspelt_variable_are_told(running: Stack) -> None:
+    settings = running.folder / ".env"
+    before = settings.read_text()
+    secret = running.folder / "secrets" / "slack_url"
+    secret.unlink()
+    assert f"needs the secret {secret}" in running.run("up")
+    secret.write_text("http://127.0.0.1:9/")
+    assert "needs the secret" not in running.run("up")
+    settings.write_text(before + "TRAINVITALS_ALERT_CHANEL=email\n")
+    assert "is TRAINVITALS_ALERT_CHANNEL meant?" in running.run("up", code=2)
+    settings.write_text(before)
+
+
 def test_a_wrong_choice_is_told(running: Stack) -> None:
     said = running.run("up", code=2, TRAINVITALS_ALERT_CHANNEL="pigeon")
     assert "pigeon.yml" in said
@@ -486,13 +511,10 @@ def test_a_taken_port_is_told_with_its_holder_and_nothing_starts(stack: Stack) -
 
 
 def test_what_cannot_start_takes_the_others_with_it(stack: Stack, tmp_path: Path) -> None:
-    stack.run("write")
-    broken = tmp_path / "alertmanager"
-    shutil.copytree(stack.folder / "prometheus" / "alertmanager", broken)
-    (broken / "en" / "none.yml").write_text("route: {receiver: missing}\n")
-    said = stack.run("up", code=1, TRAINVITALS_ALERTMANAGER_CONFIG=str(broken))
+    script(tmp_path / "bin", "alertmanager", "import sys; sys.exit('no room')")
+    said = stack.run("up", code=1, PATH=before_path(stack, tmp_path / "bin"))
     assert "alertmanager ended; its last words:" in said
-    assert "undefined receiver" in said
+    assert "no room" in said
     assert stack.leftovers() == []
     assert "nothing runs" in stack.run("status", code=1)
     assert "grafana       is not on PATH" in said

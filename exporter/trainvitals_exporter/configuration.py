@@ -183,7 +183,7 @@ OPTIONS: Final = (
     ),
     Option(
         "collectors", "LIST", "all",
-        "what to collect; the last lines of --help name all there is",
+        "what to collect; `trainvitals exporter --help` names all there is",
         _collector, separator=",",
     ),
     Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
 
@@ -25,7 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in commands:
         sys.stderr.write(f"trainvitals: there is no command {name!r}\n{usage}\n")
         return 2
-    result: int = commands[name].load()(rest)
+    try:
+        result: int = commands[name].load()(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `trainvitals stack status | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 1
     return result
 
 

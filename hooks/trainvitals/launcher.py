@@ -76,6 +76,7 @@ def _run(
 def _parse(arguments: list[str]) -> tuple[options.Options, report.Output, list[str]]:
     parser = argparse.ArgumentParser(
         prog="trainvitals run",
+        allow_abbrev=False,  # --nam is a typing error of one's own, or meant for the command
         usage="trainvitals run [OPTION]... -- COMMAND ...",
         description="Start COMMAND with trainvitals attached to every PyTorch process in it.",
     )

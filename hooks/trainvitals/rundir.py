@@ -77,7 +77,7 @@ def everyone(root: Path = Path("/")) -> list[Path]:
     """
     found = {own()}
     for pattern in ("run/user/*/trainvitals", "run/trainvitals-runs/*", "dev/shm/trainvitals-*", "tmp/trainvitals-*"):
-        found.update(root.glob(pattern))
+        found.update(folder for folder in root.glob(pattern) if folder.is_dir())
     return sorted(found)
 
 

@@ -209,7 +209,7 @@ def test_without_the_extra(terminal: Callable[..., Terminal]) -> None:
     )
     screen = terminal(wrapper=(sys.executable, "-c", script))
     assert screen.end() == 2
-    assert "pip install 'trainvitals[top]'" in screen.read()
+    assert "pip install 'textual>=8'" in screen.read()
     assert "Traceback" not in screen.read()
 
 

@@ -29,6 +29,7 @@ from trainvitals_exporter.doctor import (
 )  # fmt: skip
 from trainvitals_exporter.doctor.findings import NOT_CHECKED, OK, PROBLEM, WARNING, Check, Finding, Where, not_checked
 from trainvitals_exporter.messages import printable
+from trainvitals_exporter.stack.state import State
 
 CHECKS: Final[dict[str, Check]] = {
     "machine": machine.check,
@@ -55,7 +56,7 @@ def command(argv: list[str]) -> int:
     """Look at everything, and tell. Returns 0 if nothing is a problem, 1 if something is; usage errors exit with 2."""
     arguments = _parser().parse_args(argv)
     named = {name for name in _DEFAULTS if getattr(arguments, name)}
-    urls = {name: getattr(arguments, name) or default for name, default in _DEFAULTS.items()}
+    urls = {name: getattr(arguments, name) or State.address(name, default) for name, default in _DEFAULTS.items()}
     where = Where(
         **urls,
         asked_for=frozenset(named),
@@ -109,7 +110,13 @@ def _text(findings: Sequence[Finding]) -> str:
         if each.remedy:
             lines.append(f"{'':<11}   -> {printable(each.remedy)}\n")
     counts = {verdict: sum(each.verdict == verdict for each in findings) for verdict in _COLOURS}
-    return "".join(lines) + ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number) + "\n"
+    return (
+        "".join(lines)
+        + ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number).replace(
+            "problem", "problems"
+        )
+        + "\n"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +126,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code 0: nothing is a problem; 1: something is; 2: usage.",
     )
     for name, default in _DEFAULTS.items():
-        parser.add_argument(f"--{name}", metavar="URL", type=_url, help=f"where it answers (default: {default})")
+        parser.add_argument(
+            f"--{name}",
+            metavar="URL",
+            type=_url,
+            help=f"where it answers (default: that of your `trainvitals stack`, else {default})",
+        )
     parser.add_argument(
         "--run-dir", metavar="DIR", type=Path, help=f"the run directory (default: ${rundir.ENVIRONMENT}, else your own)"
     )

@@ -57,7 +57,8 @@ class Sender:
                 self._lost += push.samples
             taken = not self._waiting and not self._trouble
             if not taken:
-                _log.warning("ended before all was pushed; %d samples were lost", self._lost)
+                lost = f"; {self._lost} samples were lost" if self._lost else ""
+                _log.warning("ended before all was pushed%s", lost)
         return taken
 
     def _run(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +35,14 @@ class Choices:
     run_dir: str | None
 
     @property
+    def missing_secrets(self) -> list[Path]:
+        """The files that the chosen channel needs, and that are not there, or empty."""
+        lines = (self.alertmanager_folder / self.alertmanager_file).read_text().splitlines()
+        text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+        files = [self.secrets / name for name in sorted(set(re.findall(r"/run/secrets/([\w.-]+)", text)))]
+        return [file for file in files if not file.is_file() or not file.stat().st_size]
+
+    @property
     def addresses(self) -> dict[str, str]:
         """The URL of each part."""
         return {part: f"http://127.0.0.1:{port}" for part, port in self.ports.items()}
@@ -40,7 +50,9 @@ class Choices:
 
 def read(folder: Path) -> Choices:
     """The choices for the stack in `folder`. Raises WrongUse for what makes no sense."""
-    variables = {**_env_file(folder / ".env"), **os.environ}
+    in_file = _env_file(folder / ".env")
+    _check_names(folder, in_file)
+    variables = {**in_file, **os.environ}
 
     def chosen(name: str, default: str) -> str:
         return variables.get(name) or default  # as ${NAME:-default} has it
@@ -59,6 +71,17 @@ def read(folder: Path) -> Choices:
     )
     _check(choices)
     return choices
+
+
+def _check_names(folder: Path, names: Iterable[str]) -> None:
+    compose = folder / "compose.yaml"
+    known = set(re.findall(r"\bTRAINVITALS_[A-Z_]+\b", compose.read_text())) if compose.is_file() else set()
+    for name in names:
+        if known and name.startswith("TRAINVITALS_") and name not in known:
+            like = difflib.get_close_matches(name, known, n=1)
+            raise WrongUse(
+                f"{folder / '.env'}: there is no variable {name}" + (f"; is {like[0]} meant?" if like else "")
+            )
 
 
 def _check(choices: Choices) -> None:

@@ -12,7 +12,7 @@ from trainvitals_exporter.stack import lifecycle
 from trainvitals_exporter.stack.errors import StackError, WrongUse
 from trainvitals_exporter.stack.packaged import NotPackaged
 from trainvitals_exporter.stack.send_test import send_test_alert
-from trainvitals_exporter.stack.state import DOCKER, NATIVE
+from trainvitals_exporter.stack.state import DOCKER, NATIVE, State
 
 
 def command(argv: list[str]) -> int:
@@ -93,8 +93,8 @@ def _add_test_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "since they answer 200 to what they refuse. Exit code 0: taken; 1: refused, or not known.",
     )
     test.add_argument(
-        "--alertmanager", metavar="URL", type=_url, default="http://127.0.0.1:9093",
-        help="where Alertmanager answers (default: %(default)s)",
+        "--alertmanager", metavar="URL", type=_url, default=State.address("alertmanager", "http://127.0.0.1:9093"),
+        help="where Alertmanager answers (default: that of your stack, %(default)s)",
     )  # fmt: skip
     test.add_argument(
         "--secrets", metavar="DIR", type=Path, default=Path("secrets"),

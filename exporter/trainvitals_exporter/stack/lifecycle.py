@@ -33,6 +33,8 @@ def up(where: Path, forced: str | None) -> int:
     with folder.lock(where):
         _write(where, force=False)
         chosen, state = choices.read(where), State.read(where)
+        for secret in chosen.missing_secrets:
+            say("alertmanager", f"nobody will be told: it needs the secret {secret}, which is missing or empty")
         way = _way(where, state, forced)
         (native if way == NATIVE else docker).up(where, chosen, state)
         found = _wait_until_well(where, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from trainvitals_exporter.stack.say import say
 from trainvitals_exporter.stack.state import NATIVE, State
 
 FOLDER: Final = "native"
+_CHECKERS: Final = {"alertmanager": ["amtool", "check-config"], "prometheus": ["promtool", "check", "config"]}
 _READY_SECONDS: Final = 120.0
 _RELOAD_SECONDS: Final = 30.0
 _RELOAD_AGAIN_SECONDS: Final = 10.0
@@ -38,7 +40,9 @@ def up(folder: Path, chosen: Choices, state: State) -> None:
             say(part, f"is not on PATH as {programs.names(part)}; going on without it")
             _end(folder, state, part)
     to_start = [program for program in wanted if not _runs_as_wanted(program, state)]
-    _need_free_ports(to_start, chosen, state)
+    for program in to_start:
+        _check_configuration(program)
+    _need_free_ports(folder, to_start, chosen, state)
     started: list[str] = []
     try:
         for program in to_start:
@@ -88,19 +92,33 @@ def _runs_as_wanted(program: Program, state: State) -> bool:
     return program.reloads or state.configurations.get(program.name) == program.configuration_digest
 
 
-def _need_free_ports(to_start: Sequence[Program], chosen: Choices, state: State) -> None:
-    """Raises StackError where somebody else has a port that is needed."""
+def _check_configuration(program: Program) -> None:
+    """Raises StackError where the program would refuse its configuration, while the one before still runs."""
+    tool = _CHECKERS.get(program.name, [])
+    files = [flag.partition("=")[2] for flag in program.command if flag.startswith("--config.file=")]
+    if not tool or not files or not shutil.which(tool[0]):
+        return
+    done = subprocess.run([*tool, *files], capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        hint = "; some channels need a newer Alertmanager: docs/alerting.md" if program.name == "alertmanager" else ""
+        said = (done.stdout + done.stderr).strip()
+        raise StackError(f"{program.name} would refuse its configuration, so it was not touched{hint}:\n{said}")
+
+
+def _need_free_ports(folder: Path, to_start: Sequence[Program], chosen: Choices, state: State) -> None:
+    """Raises StackError where somebody else has ports that are needed."""
     ours = {state.addresses[part] for part in state.addresses if state.alive(part)}
-    for program in to_start:
-        name, port = program.name, chosen.ports[program.name]
-        if chosen.addresses[name] in ours:
-            continue  # it is about to be started again
-        if by := processes.holder(port):
-            variable = choices.port_variable(name)
-            raise StackError(
-                f"{name} cannot have port {port}: it is held by {by}. Stop that (a package's service: sudo systemctl "
-                f"disable --now NAME), or choose another port, as in {variable}={port + 1} trainvitals stack up"
-            )
+    # Those in `ours` are about to be started again.
+    wanted = {program.name: chosen.ports[program.name] for program in to_start
+              if chosen.addresses[program.name] not in ours}  # fmt: skip
+    taken = {name: by for name, port in wanted.items() if (by := processes.holder(port))}
+    if taken:
+        said = "; ".join(f"{name} cannot have port {wanted[name]}: it is held by {by}" for name, by in taken.items())
+        others = " ".join(f"{choices.port_variable(name)}={wanted[name] + 1}" for name in taken)
+        raise StackError(
+            f"{said}. Stop that (a package's service: sudo systemctl disable --now NAME; another stack: trainvitals "
+            f"stack down DIR), or choose other ports, as in {others} trainvitals stack up {folder}"
+        )
 
 
 def _start(folder: Path, program: Program, chosen: Choices, state: State) -> None:

@@ -79,13 +79,18 @@ def monitoring(prometheus: str) -> Monitoring:
             rules=len(rules),
             rules_failing={each["name"]: each.get("lastError", "") for each in rules if each["health"] == "err"},
             alerts_firing=sorted(
-                each["labels"]["alertname"] for each in alerts
+                _named(each["labels"]) for each in alerts
                 if each["state"] == "firing" and each["labels"]["alertname"] != _WATCHDOG
             ),
             alertmanagers=len(_api(prometheus, "alertmanagers")["activeAlertmanagers"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError):
         raise NoAnswer(f"what answers at {prometheus} is no Prometheus") from None
+
+
+def _named(labels: dict[str, str]) -> str:
+    run = labels.get("run")
+    return f"{labels['alertname']} ({run})" if run else labels["alertname"]
 
 
 def last_reload(part: str, address: str) -> tuple[bool, float]:

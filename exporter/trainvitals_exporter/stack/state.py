@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from trainvitals_exporter.stack.errors import StackError
+from trainvitals_exporter.stack.folder import default as default_folder
 from trainvitals_exporter.stack.folder import replace
 from trainvitals_exporter.stack.processes import Process
 
@@ -54,6 +55,14 @@ class State:
             replace(folder / _NAME, json.dumps(asdict(self), indent=1).encode())
         except OSError as error:
             raise StackError(f"cannot write to {folder}: {error.strerror}") from None
+
+    @classmethod
+    def address(cls, part: str, default: str) -> str:
+        """Where a part of the stack in the default folder answers; `default` where none was started."""
+        try:
+            return cls.read(default_folder()).addresses.get(part, default)
+        except (StackError, RuntimeError):  # RuntimeError: no home
+            return default
 
     def alive(self, part: str) -> Process | None:
         """The part's process, if it runs."""

@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 from trainvitals_exporter.command import create_runner
 from trainvitals_exporter.configuration import Configuration
 from trainvitals_exporter.endpoint.listeners import DEFAULT_LISTEN
+from trainvitals_exporter.stack.state import State
 from trainvitals_exporter.top.model import HostView
 from trainvitals_exporter.top.overview import Choices, overview
 from trainvitals_exporter.top.sources import HttpSource, LocalSource, Prometheus, Source, SourceError
@@ -80,14 +81,19 @@ def _lacks_rates(host: HostView) -> bool:
 def _watch(arguments: argparse.Namespace) -> Watch:
     """Raises ValueError for an address that is none."""
     user, password = os.environ.get(USER_VARIABLE, ""), os.environ.get(PASSWORD_VARIABLE, "")
-    sources: Sequence[Source] = [HttpSource(url, user, password) for url in arguments.exporter or [DEFAULT_EXPORTER]]
+    sources: Sequence[Source] = [HttpSource(url, user, password) for url in arguments.exporter or [_default_exporter()]]
     remark = ""
     if not arguments.exporter and _nothing_listens(sources[0]):
         # The exporter's variables and defaults: what it would serve here is what is shown.
         sources = [LocalSource(create_runner(Configuration.read({}, os.environ, None)))]
         remark = _LOCAL_REMARK
-    prometheus = Prometheus(arguments.prometheus or DEFAULT_PROMETHEUS, user, password)
+    prometheus = Prometheus(arguments.prometheus or State.address("prometheus", DEFAULT_PROMETHEUS), user, password)
     return Watch(sources, prometheus, arguments.interval, strict=arguments.prometheus is not None, remark=remark)
+
+
+def _default_exporter() -> str:
+    mine = State.address("exporter", "")
+    return f"{mine}/metrics" if mine else DEFAULT_EXPORTER
 
 
 def _nothing_listens(source: Source) -> bool:
@@ -100,7 +106,7 @@ def _nothing_listens(source: Source) -> bool:
 
 def _require_terminal(parser: argparse.ArgumentParser) -> None:
     if find_spec("textual") is None:
-        parser.error("it needs Textual; install it with: pip install 'trainvitals[top]'   (--once does without)")
+        parser.error("it needs Textual; install it with: pip install 'textual>=8'   (--once does without)")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         parser.error("this is no terminal; --once prints one screen as text")
     if os.environ.get("TERM", "") in _BAD_TERMINALS:
@@ -129,12 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--exporter", metavar="URL", action="append",
-        help=f"an exporter to ask; may be repeated (default: {DEFAULT_EXPORTER}; where nothing listens there, this "
-        "program collects by itself)",
+        help=f"an exporter to ask; may be repeated (default: your stack's, else {DEFAULT_EXPORTER}; where nothing "
+        "listens there, this program collects by itself)",
     )  # fmt: skip
     parser.add_argument(
         "--prometheus", metavar="URL",
-        help=f"where to ask for alerts (default: {DEFAULT_PROMETHEUS}, if it answers)",
+        help=f"where to ask for alerts (default: your stack's, else {DEFAULT_PROMETHEUS}, if it answers)",
     )  # fmt: skip
     parser.add_argument(
         "--interval", metavar="SECONDS", type=_seconds, default=1.0,

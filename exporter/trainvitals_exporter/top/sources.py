@@ -146,6 +146,9 @@ class LocalSource:
         return Scrape(self._parser.parse(text), time.time())
 
 
+_SEVERITIES = ("critical", "warning", "info")
+
+
 class Prometheus:
     """The alerts of a Prometheus server. Raises ValueError for what is no address."""
 
@@ -154,13 +157,19 @@ class Prometheus:
         self._url = base.rstrip("/") + "/api/v1/alerts"
 
     def fetch(self) -> tuple[Alert, ...]:
-        """Pending and firing alerts, the firing ones first. Raises SourceError."""
+        """Pending and firing alerts, the firing and the worst ones first. Raises SourceError."""
         body, _ = get(self._url, self._headers)
         try:
             alerts = [_alert(each) for each in json.loads(body)["data"]["alerts"]]
+            alerts = [each for each in alerts if each.severity != "none"]  # Watchdog fires always
         except (ValueError, KeyError, TypeError, AttributeError):
             raise SourceError("what answers is no Prometheus") from None
-        return tuple(sorted(alerts, key=lambda each: (each.state != "firing", each.since, each.name, each.run)))
+        return tuple(sorted(alerts, key=_urgency))
+
+
+def _urgency(alert: Alert) -> tuple[bool, int, str, str, str]:
+    rank = _SEVERITIES.index(alert.severity) if alert.severity in _SEVERITIES else len(_SEVERITIES)
+    return alert.state != "firing", rank, alert.since, alert.name, alert.run
 
 
 def _alert(entry: dict[str, Any]) -> Alert:
