@@ -180,4 +180,4 @@ def test_the_example_is_a_batch_script_and_names_the_run(script: str) -> None:
     subprocess.run([shutil.which("bash") or "bash", "-n", SCRIPTS / script], check=True)
     assert text.startswith("#!/bin/bash\n")
     assert "#SBATCH --ntasks-per-node=1\n" in text, "one launcher a node"
-    assert "srun trainvitals run --name" in text
+    assert 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" trainvitals run --name' in text, "srun does not inherit it"

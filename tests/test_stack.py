@@ -442,6 +442,8 @@ DOCKER = """
 import json, os, signal, sys
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps({"arguments": sys.argv[1:], "folder": os.getcwd()}) + "\\n")
+if "ls" in sys.argv:
+    print(os.environ.get("STACKS", "[]"))
 if "kill" in sys.argv:
     os.kill(int(os.environ["PROMETHEUS_PID"]), signal.SIGHUP)
 if sys.argv[2:3] == [os.environ.get("FAIL")]:
@@ -468,12 +470,18 @@ def test_with_an_engine_docker_compose_starts_it(running: Stack, tmp_path: Path)
 
     up = ["compose", "up", "--build", "--detach", "--wait", "--remove-orphans"]
     said = stack.run("up")
-    assert calls() == [["info"], ["compose", "version"], up]
+    others = ["compose", "ls", "--all", "--format", "json"]
+    assert calls() == [["info"], ["compose", "version"], others, up]
     (stack.folder / "prometheus" / "rules" / "mine.yml").write_text("groups: []")
     said = stack.run("up")
-    assert calls() == [up, ["compose", "kill", "--signal", "SIGHUP", "prometheus"]]
+    assert calls() == [others, up, ["compose", "kill", "--signal", "SIGHUP", "prometheus"]]
     assert "prometheus    has reloaded" in said
     assert [part["state"] for part in stack.status()["parts"]] == ["up"] * 4
+    elsewhere = json.dumps([{"Name": "stack", "ConfigFiles": "/home/ben/stack/compose.yaml"}])
+    assert "from /home/ben/stack/compose.yaml" in stack.run("up", code=1, STACKS=elsewhere), (
+        "it is not recreated as ours"
+    )
+    assert calls() == [others]
     assert "runs the other way" in stack.run("up", "--native", code=2)
     stack.run("down")
     assert calls() == [["compose", "down", "--remove-orphans"]]

@@ -47,11 +47,14 @@ class Output:
 def usable_file(text: str) -> Path:
     """The file that the JSON report is to be written to. Raises ValueError: when the run has ended it is too late."""
     path = Path(text).absolute()
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent}")
-    if not _may_replace(path):
-        raise ValueError(f"{path} is no regular file, and would be replaced by one")
-    if not os.access(path.parent, os.W_OK):
+    try:
+        if not path.parent.is_dir():
+            raise ValueError(f"there is no folder {path.parent}")
+        if not _may_replace(path):
+            raise ValueError(f"{path} is no regular file, and would be replaced by one")
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"cannot write to {path.parent}")
     return path
 

@@ -111,7 +111,8 @@ def _seen_by(process: psutil.Process, folder: Path, owner: int) -> Finding:
             _READS, f"{name} runs as {_user(user)}, and the run directory is of {_user(owner)}",
             f"run the exporter as root (it then sees the runs of all users) or as {_user(owner)}",
         )  # fmt: skip
-    if not _same_folder(Path(f"/proc/{process.pid}/root") / folder.relative_to("/"), folder):
+    root = Path(f"/proc/{process.pid}/root") / _rootfs(arguments, variables).relative_to("/")
+    if not _same_folder(root / folder.relative_to("/"), folder):
         return problem(
             _READS, f"{name} is in a container that does not see {folder}",
             f"mount it there: docker run --volume {folder}:{folder}:ro, and --pid=host for its processes",
@@ -149,6 +150,14 @@ def _ports(process: psutil.Process) -> set[int]:
         return set()
 
 
+def _rootfs(arguments: list[str], variables: dict[str, str]) -> Path:
+    """Where the exporter has the host's root folder."""
+    chosen = [after for flag, after in pairwise(arguments) if flag == "--rootfs"]
+    chosen += [argument.partition("=")[2] for argument in arguments if argument.startswith("--rootfs=")]
+    path = Path((chosen or [variables.get(f"{VARIABLE_PREFIX}ROOTFS", "")])[-1] or "/")
+    return path if path.is_absolute() else Path("/")
+
+
 def _same_folder(seen: Path, folder: Path) -> bool:
     try:
         return seen.samefile(folder)
@@ -162,7 +171,7 @@ def _looks_at(arguments: list[str], variables: dict[str, str]) -> set[Path]:
     """The folders that an exporter with these arguments and variables reads."""
     chosen = [after for flag, after in pairwise(arguments) if flag == "--run-dir"]
     chosen += [argument.partition("=")[2] for argument in arguments if argument.startswith("--run-dir=")]
-    chosen = chosen or [name for name in variables.get(f"{VARIABLE_PREFIX}RUN_DIR", "").split(",") if name]
+    chosen = chosen or [name for name in variables.get(f"{VARIABLE_PREFIX}RUN_DIR", "").split(os.pathsep) if name]
     if chosen:
         return {Path(name) for name in chosen}
     own = variables.get(rundir.ENVIRONMENT)

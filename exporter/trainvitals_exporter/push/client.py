@@ -88,7 +88,7 @@ class Client:
         except urllib.error.HTTPError as error:
             with error:
                 _judge(error, secrets)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a name that IDNA refuses
             raise TryAgain(_reason(error)) from None
         finally:
             alarm.cancel()

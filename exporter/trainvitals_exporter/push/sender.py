@@ -70,7 +70,7 @@ class Sender:
                 self._report(f"{again}; trying again, what is not pushed yet is kept")
                 if self._deadline is not None:
                     return
-                self._sleep(pause * random.uniform(0.5, 1) if again.seconds is None else again.seconds)
+                self._sleep(max(again.seconds or 0.0, pause * random.uniform(0.5, 1)))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             except Refused as refused:
                 self._report(f"refused: {refused}")

@@ -40,7 +40,7 @@ class Choices:
         lines = (self.alertmanager_folder / self.alertmanager_file).read_text().splitlines()
         text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
         files = [self.secrets / name for name in sorted(set(re.findall(r"/run/secrets/([\w.-]+)", text)))]
-        return [file for file in files if not file.is_file() or not file.stat().st_size]
+        return [file for file in files if not _has_content(file)]
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -73,9 +73,18 @@ def read(folder: Path) -> Choices:
     return choices
 
 
+def _has_content(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except PermissionError:
+        return True  # for Alertmanager's eyes only
+    except OSError:
+        return False
+
+
 def _check_names(folder: Path, names: Iterable[str]) -> None:
-    compose = folder / "compose.yaml"
-    known = set(re.findall(r"\bTRAINVITALS_[A-Z_]+\b", compose.read_text())) if compose.is_file() else set()
+    text = "".join(file.read_text() for file in folder.glob("compose*.yaml"))
+    known = set(re.findall(r"\bTRAINVITALS_[A-Z_]+\b", text))
     for name in names:
         if known and name.startswith("TRAINVITALS_") and name not in known:
             like = difflib.get_close_matches(name, known, n=1)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from trainvitals_exporter.messages import printable
 from trainvitals_exporter.stack import folder as stack_folder
 from trainvitals_exporter.stack import lifecycle
 from trainvitals_exporter.stack.errors import StackError, WrongUse
@@ -21,10 +22,11 @@ def command(argv: list[str]) -> int:
     try:
         return _run(options)
     except (StackError, NotPackaged) as error:
-        sys.stderr.write(f"trainvitals stack: {error}\n")
+        lines = [printable(line) for line in str(error).splitlines()]  # they may quote other users and programs
+        sys.stderr.write("trainvitals stack: " + "\n".join(lines) + "\n")
         return 2 if isinstance(error, WrongUse) else 1
     except KeyboardInterrupt:
-        sys.stderr.write("trainvitals stack: stopped; what this call had started has ended\n")
+        sys.stderr.write("trainvitals stack: interrupted; `trainvitals stack status` tells what runs\n")
         return 130
 
 

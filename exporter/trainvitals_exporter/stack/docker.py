@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -49,6 +52,7 @@ def up(folder: Path, chosen: Choices, state: State) -> None:
 
     Raises StackError or KeyboardInterrupt; what ran in no way before does not run then.
     """
+    _refuse_another(folder)
     fresh = state.way is None
     state.way, state.addresses, state.volumes = DOCKER, dict(chosen.addresses), True
     state.save(folder)
@@ -63,6 +67,26 @@ def up(folder: Path, chosen: Choices, state: State) -> None:
         raise
     for part, address in chosen.addresses.items():
         say(part, f"ready at {address}")
+
+
+def _refuse_another(folder: Path) -> None:
+    """Compose tells stacks apart by the name of their folder alone, and that is the same for all users.
+
+    Raises StackError where a stack of another folder has the name.
+    """
+    name = re.sub(r"[^a-z0-9_-]", "", (os.environ.get("COMPOSE_PROJECT_NAME") or folder.name).lower())
+    command = [*_COMPOSE, "ls", "--all", "--format", "json"]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        stacks = [(each["Name"], each["ConfigFiles"].split(",")) for each in json.loads(said.stdout)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # an older compose
+    for other, files in stacks:
+        if other == name and folder.resolve() not in [Path(file).resolve().parent for file in files]:
+            raise StackError(
+                f"Docker has another stack of the name {name}, from {printable(', '.join(files))}; give a folder of "
+                "another name to trainvitals stack up, or set COMPOSE_PROJECT_NAME"
+            )
 
 
 def _start(folder: Path) -> None:
@@ -82,7 +106,7 @@ def down(folder: Path, state: State, *, delete_data: bool) -> None:
 def _bring_up_to_date(folder: Path, chosen: Choices, state: State) -> None:
     """Have containers take changed files: compose looks at its own file only."""
     for part, mounted in _MOUNTED.items():
-        digest = _digest(folder / mounted)
+        digest = _digest(chosen.alertmanager_folder if part == "alertmanager" else folder / mounted)
         if state.configurations.get(part, digest) != digest:
             _take_changes(folder, part, chosen.addresses[part])
         state.configurations[part] = digest

@@ -51,10 +51,10 @@ def down(where: Path, *, delete_data: bool) -> int:
     with folder.lock(where):
         state = State.read(where)
         with_docker = state.way == DOCKER or (delete_data and state.volumes)
+        if state.way != DOCKER or delete_data:
+            native.down(where, state, delete_data=delete_data)
         if with_docker:
             docker.down(where, state, delete_data=delete_data)
-        if not with_docker or delete_data:
-            native.down(where, state, delete_data=delete_data)
     return 0
 
 

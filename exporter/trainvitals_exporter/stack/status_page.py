@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainvitals_exporter.messages import printable
 from trainvitals_exporter.stack import questions
 from trainvitals_exporter.stack.choices import PARTS
 from trainvitals_exporter.stack.questions import Monitoring, NoAnswer
@@ -78,7 +79,7 @@ def show(status: Status, *, as_json: bool) -> None:
         content: dict[str, Any] = {**asdict(status), "folder": str(status.folder), "well": status.well}
         sys.stdout.write(json.dumps(content, indent=2) + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(status))
+        sys.stdout.writelines(f"{printable(line)}\n" for line in _lines(status))
 
 
 def _part(name: str, state: State) -> Part:

@@ -76,13 +76,16 @@ def _world() -> str | None:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not address or not port:
         return None
-    where = ""
+    on_kubernetes, where = "KUBERNETES_SERVICE_HOST" in os.environ, ""
+    if on_kubernetes and address.startswith(_LOOPBACK):
+        address = socket.gethostname()  # Kubeflow tells the master "localhost", and the others the name of its pod
     with contextlib.suppress(OSError):
-        if address.startswith(_LOOPBACK):
-            where = f"{socket.gethostname()} {Path('/proc/self/ns/net').stat().st_ino}"
-        elif "KUBERNETES_SERVICE_HOST" in os.environ:
+        if on_kubernetes:
             lines = Path("/etc/resolv.conf").read_text().splitlines()
-            where = next((line for line in lines if line.startswith("search ")), "")
+            searched = [line.split()[1:] for line in lines if line.startswith("search ")]
+            where = searched[0][0] if searched and searched[0] else ""  # the namespace's; others may be the node's
+        elif address.startswith(_LOOPBACK):
+            where = f"{socket.gethostname()} {Path('/proc/self/ns/net').stat().st_ino}"
     together = (os.environ.get("TORCHELASTIC_RUN_ID"), address, port, where)
     return f"{zlib.crc32(repr(together).encode()):08x}"
 
