@@ -110,13 +110,9 @@ def _text(findings: Sequence[Finding]) -> str:
         if each.remedy:
             lines.append(f"{'':<11}   -> {printable(each.remedy)}\n")
     counts = {verdict: sum(each.verdict == verdict for each in findings) for verdict in _COLOURS}
-    return (
-        "".join(lines)
-        + ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number).replace(
-            "problem", "problems"
-        )
-        + "\n"
-    )
+    plural = "s" if counts[PROBLEM] > 1 else ""
+    told = (f"{number} {verdict}{plural if verdict == PROBLEM else ''}" for verdict, number in counts.items() if number)
+    return "".join(lines) + ", ".join(told) + "\n"
 
 
 def _parser() -> argparse.ArgumentParser:
