@@ -418,6 +418,14 @@ def test_a_wrong_choice_is_told(running: Stack) -> None:
     assert "no port" in running.run("up", code=2, TRAINVITALS_GRAFANA_PORT="http")
 
 
+@pytest.mark.parametrize("arguments", [["up", "~nobody-of-that-name/x"], ["test-alert", "--timeout", "nan"]])
+def test_bad_arguments_are_usage_errors(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "trainvitals.cli", "stack", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
 def test_what_died_is_seen_and_started_again_alone(running: Stack) -> None:
     before = running.pids()
     os.kill(before["alertmanager"], signal.SIGKILL)

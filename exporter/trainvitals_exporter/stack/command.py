@@ -33,7 +33,10 @@ def command(argv: list[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.command == "test-alert":
         return send_test_alert(options.alertmanager, options.secrets, options.timeout)
-    folder = options.dir.expanduser().absolute()
+    try:
+        folder = options.dir.expanduser().absolute()
+    except RuntimeError:
+        raise WrongUse(f"{options.dir}: there is no such user") from None
     if options.command == "write":
         return lifecycle.write(folder, force=options.force)
     if options.command == "up":
@@ -103,9 +106,19 @@ def _add_test_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser
         help="where the secrets of robots lie if not where Alertmanager has them (default: ./%(default)s)",
     )  # fmt: skip
     test.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=60.0,
+        "--timeout", metavar="SECONDS", type=_seconds, default=60.0,
         help="how long to wait for Alertmanager to send it (default: %(default)s)",
     )  # fmt: skip
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, up to a day")
+    return seconds
 
 
 def _url(text: str) -> str:
