@@ -23,7 +23,8 @@ import trustme
 import yaml
 from trainvitals import __version__, rundir
 from trainvitals.runfile import Identity, RunFileWriter
-from trainvitals_exporter.doctor import gpu, web
+from trainvitals_exporter import web
+from trainvitals_exporter.doctor import gpu
 from trainvitals_exporter.doctor.command import examine
 from trainvitals_exporter.doctor.findings import Finding, Where, ok
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def replace(path: Path, content: bytes) -> None:
     """Put the content in the file's place in one move, so that nobody ever reads half of it. Raises OSError."""
-    # Prometheus and node_exporter read it as another user, and only files whose names end as they were told.
+    # Prometheus, node_exporter and containers read it as other users, and some by how its name ends.
     descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a path

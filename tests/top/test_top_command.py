@@ -169,7 +169,7 @@ def test_without_an_exporter_it_reads_by_itself(start_run_file: StartRunFile, ru
 def test_an_exporter_that_was_named_and_does_not_answer() -> None:
     done = top("--once", "--exporter", NOBODY)
     assert done.returncode == 1
-    assert "127.0.0.1:1: no answer for 0s: Connection refused" in done.stdout
+    assert "127.0.0.1:1: no answer for 0s: connection refused" in done.stdout
 
 
 @pytest.mark.parametrize(

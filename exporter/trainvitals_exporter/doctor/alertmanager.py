@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from trainvitals_exporter.doctor.findings import Finding, Where, ok, problem, warning
-from trainvitals_exporter.doctor.web import Unanswered, ask, field, items
+from trainvitals_exporter.web import Unanswered, ask, field, items
 
 _NAME: Final = "alertmanager"
 _REMEDY: Final = "choose a channel (docs/alerting.md), and try it with `trainvitals stack test-alert`"

@@ -10,7 +10,7 @@ from trainvitals import __version__
 
 from trainvitals_exporter.doctor import clocks, gpu
 from trainvitals_exporter.doctor.findings import Finding, Where, ok, problem, warning
-from trainvitals_exporter.doctor.web import Answer, Unanswered, ask
+from trainvitals_exporter.web import Answer, Unanswered, ask
 
 _NAME: Final = "exporter"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainvitals_exporter.doctor.findings import Finding, Where, not_checked, ok, problem
-from trainvitals_exporter.doctor.web import Unanswered, ask, field
+from trainvitals_exporter.web import Unanswered, ask, field
 
 
 def check(where: Where) -> Iterator[Finding]:

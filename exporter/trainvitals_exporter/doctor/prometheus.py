@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import trainvitals_exporter
 from trainvitals_exporter.doctor import clocks
 from trainvitals_exporter.doctor.findings import Finding, Where, not_checked, ok, problem, warning
-from trainvitals_exporter.doctor.web import Answer, Unanswered, ask, field, items
+from trainvitals_exporter.web import Answer, Unanswered, ask, field, items
 
 _PACKAGE: Final = Path(trainvitals_exporter.__file__).resolve().parent
 # In a wheel, and in a checkout.
@@ -56,7 +56,7 @@ def _no_prometheus(url: str, answer: Answer) -> Finding:
 
 
 def _scraped(url: str) -> Iterator[Finding]:
-    targets = items(ask(f"{url}/api/v1/targets", state="active").json(), "data", "activeTargets")
+    targets = items(ask(f"{url}/api/v1/targets", {"state": "active"}).json(), "data", "activeTargets")
     ours = [target for target in targets if field(target, "labels", "job") == _JOB]
     if not ours:
         yield _no_target(targets)
@@ -124,7 +124,7 @@ def _compare(loaded: Counter[tuple[str, str]], packaged: Counter[tuple[str, str]
 
 
 def _thresholds(url: str, packaged: Counter[tuple[str, str]] | None) -> Finding:
-    found = items(ask(f"{url}/api/v1/query", query=_COUNT_THRESHOLDS).json(), "data", "result")
+    found = items(ask(f"{url}/api/v1/query", {"query": _COUNT_THRESHOLDS}).json(), "data", "result")
     count = int(float(field(found[0], "value", 1) or 0)) if found else 0
     wanted = sum(1 for _, name in packaged or {} if name.startswith("threshold:"))
     if count == 0 or count < wanted:
@@ -180,7 +180,7 @@ def _alertmanagers(url: str) -> Iterator[Finding]:
 
 def _clock(url: str) -> Finding:
     before = time.time()
-    told = field(ask(f"{url}/api/v1/query", query="time()").json(), "data", "result", 1)
+    told = field(ask(f"{url}/api/v1/query", {"query": "time()"}).json(), "data", "result", 1)
     try:
         return clocks.compare("Prometheus's machine", float(told) - (before + time.time()) / 2)
     except (TypeError, ValueError):

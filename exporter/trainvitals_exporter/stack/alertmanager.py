@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +12,14 @@ from typing import Any, Final, TypeAlias
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-_SECONDS: Final = 10
+from trainvitals_exporter import web
+from trainvitals_exporter.web import Unanswered
+
+_PATIENCE_SECONDS: Final = 10.0
 _ENDING: Final = "_configs"
 
 # How often Alertmanager tried to notify, and how often that failed, by the kind of an integration.
 Attempts: TypeAlias = "tuple[Counter[str], Counter[str]]"
-
-
-class Unanswered(Exception):
-    """Alertmanager did not answer as it should; the message is for people."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,6 @@ class Alertmanager:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        # Proxies are for the world outside.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def version_and_integrations(self) -> tuple[str, list[Integration]]:
         """Its version, and all integrations of its configuration."""
@@ -86,18 +80,16 @@ class Alertmanager:
         return tried, failed
 
     def _ask(self, path: str, body: bytes | None = None) -> bytes:
-        request = urllib.request.Request(self._url + path, body, {"Content-Type": "application/json"})  # noqa: S310
+        url, headers = self._url + path, {"Content-Type": "application/json"}
         try:
-            with self._opener.open(request, timeout=_SECONDS) as response:
-                content: bytes = response.read()
-                return content
-        except urllib.error.HTTPError as error:
-            raise Unanswered(f"{self._url}{path.split('?')[0]} answers with status {error.code}") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
+            answer = web.ask(url, body=body, headers=headers, patience=_PATIENCE_SECONDS)
+        except Unanswered as error:
             raise Unanswered(
-                f"no Alertmanager answers at {self._url} ({reason}); start it, or name another with --alertmanager"
+                f"no Alertmanager answers at {self._url} ({error}); start it, or name another with --alertmanager"
             ) from None
+        if not answer.good:
+            raise Unanswered(f"{url.split('?')[0]} answers with status {answer.status}")
+        return answer.body
 
     def _no_alertmanager(self) -> Unanswered:
         return Unanswered(f"what answers at {self._url} is no Alertmanager that this version knows")

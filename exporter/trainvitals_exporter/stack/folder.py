@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import IO, Any, Final
 
 from trainvitals import __version__
 
+from trainvitals_exporter import whole_files
 from trainvitals_exporter.stack import packaged
 from trainvitals_exporter.stack.errors import StackError, WrongUse
 
@@ -150,20 +150,12 @@ def _free_name(path: Path) -> Path:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Put the content in the file's place in one move, readable for containers' users. Raises OSError."""
+    """Put the content in the file's place in one move, in folders that containers' users can read. Raises OSError."""
     for parent in reversed(path.parents):
         if not parent.exists():
             parent.mkdir()
             parent.chmod(0o755)
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
-            file.write(content)
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink()
-        raise
+    whole_files.replace(path, content)
 
 
 def _read_manifest(folder: Path, *, force: bool) -> Digests:

@@ -19,6 +19,7 @@ from trainvitals_exporter.stack.processes import Process
 from trainvitals_exporter.stack.programs import Program
 from trainvitals_exporter.stack.say import say
 from trainvitals_exporter.stack.state import NATIVE, State
+from trainvitals_exporter.web import Unanswered
 
 FOLDER: Final = "native"
 _CHECKERS: Final = {"alertmanager": ["amtool", "check-config"], "prometheus": ["promtool", "check", "config"]}
@@ -182,7 +183,7 @@ def reload(part: str, address: str, hang_up: Callable[[], object], last_words: C
         while (is_good, good) == (was_good, last_good) and time.monotonic() < deadline:
             time.sleep(_LOOK_EVERY)
             is_good, good = questions.last_reload(part, address)
-    except questions.NoAnswer as error:
+    except Unanswered as error:
         raise StackError(f"{part} does not answer at {address}: {error}") from None
     if not is_good or (is_good, good) == (was_good, last_good):
         raise StackError(

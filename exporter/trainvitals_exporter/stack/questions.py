@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-_SECONDS: Final = 5
+from trainvitals_exporter.web import Unanswered, content
+
 # Fires always, to show that alerts arrive.
 _WATCHDOG: Final = "Watchdog"
-# Proxies are for the world outside.
-_opener: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-class NoAnswer(Exception):
-    """It does not answer, or not as that part should."""
 
 
 @dataclass(frozen=True)
@@ -41,30 +34,30 @@ class Monitoring:
 def ready(url: str) -> bool:
     """Whether this URL is answered with success."""
     try:
-        _ask(url)
-    except NoAnswer:
+        content(url)
+    except Unanswered:
         return False
     return True
 
 
 def version(part: str, address: str) -> str:
-    """The version of what answers at the address. Raises NoAnswer."""
+    """The version of what answers at the address. Raises Unanswered."""
     try:
         if part == "exporter":
-            page = _ask(f"{address}/metrics?name[]=trainvitals_exporter_build_info").decode()
+            page = content(f"{address}/metrics?name[]=trainvitals_exporter_build_info").decode()
             samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
             return str(samples[0].labels["version"])
         if part == "prometheus":
             return str(_api(address, "status/buildinfo")["version"])
         if part == "alertmanager":
-            return str(json.loads(_ask(f"{address}/api/v2/status"))["versionInfo"]["version"])
-        return str(json.loads(_ask(f"{address}/api/health"))["version"])
+            return str(json.loads(content(f"{address}/api/v2/status"))["versionInfo"]["version"])
+        return str(json.loads(content(f"{address}/api/health"))["version"])
     except (ValueError, KeyError, TypeError, IndexError):
-        raise NoAnswer(f"what answers at {address} is no {part}") from None
+        raise Unanswered(f"what answers at {address} is no {part}") from None
 
 
 def monitoring(prometheus: str) -> Monitoring:
-    """What the Prometheus at this address knows. Raises NoAnswer."""
+    """What the Prometheus at this address knows. Raises Unanswered."""
     try:
         targets = _api(prometheus, "targets?state=active")["activeTargets"]
         rules = [rule for group in _api(prometheus, "rules")["groups"] for rule in group["rules"]]
@@ -85,7 +78,7 @@ def monitoring(prometheus: str) -> Monitoring:
             alertmanagers=len(_api(prometheus, "alertmanagers")["activeAlertmanagers"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError):
-        raise NoAnswer(f"what answers at {prometheus} is no Prometheus") from None
+        raise Unanswered(f"what answers at {prometheus} is no Prometheus") from None
 
 
 def _named(labels: dict[str, str]) -> str:
@@ -96,14 +89,14 @@ def _named(labels: dict[str, str]) -> str:
 def last_reload(part: str, address: str) -> tuple[bool, float]:
     """Whether Prometheus or Alertmanager took its configuration at the last try, and when it last did (Unix time).
 
-    Raises NoAnswer.
+    Raises Unanswered.
     """
     wanted = (f"{part}_config_last_reload_successful", f"{part}_config_last_reload_success_timestamp_seconds")
-    found = dict(_samples(_ask(f"{address}/metrics").decode()))
+    found = dict(_samples(content(f"{address}/metrics").decode()))
     try:
         return found[wanted[0]] == 1, found[wanted[1]]
     except KeyError:
-        raise NoAnswer(f"what answers at {address} is no {part}") from None
+        raise Unanswered(f"what answers at {address} is no {part}") from None
 
 
 def _samples(page: str) -> Iterator[tuple[str, float]]:
@@ -112,17 +105,8 @@ def _samples(page: str) -> Iterator[tuple[str, float]]:
             for sample in family.samples:
                 yield sample.name, sample.value
     except ValueError:
-        raise NoAnswer("its metrics cannot be read") from None
+        raise Unanswered("its metrics cannot be read") from None
 
 
 def _api(prometheus: str, path: str) -> Any:
-    return json.loads(_ask(f"{prometheus}/api/v1/{path}"))["data"]
-
-
-def _ask(url: str) -> bytes:
-    try:
-        with _opener.open(url, timeout=_SECONDS) as response:
-            content: bytes = response.read()
-            return content
-    except (OSError, http.client.HTTPException) as error:
-        raise NoAnswer(str(getattr(error, "reason", None) or error)) from None
+    return json.loads(content(f"{prometheus}/api/v1/{path}"))["data"]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainvitals_exporter.stack import robots
-from trainvitals_exporter.stack.alertmanager import Alertmanager, Attempts, Integration, Unanswered
+from trainvitals_exporter.stack.alertmanager import Alertmanager, Attempts, Integration
+from trainvitals_exporter.web import Unanswered
 
 NAME: Final = "TrainvitalsTest"
 _SUMMARY: Final = "Test alert: this channel works"

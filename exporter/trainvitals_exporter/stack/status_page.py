@@ -13,8 +13,9 @@ from typing import Any
 from trainvitals_exporter.messages import printable
 from trainvitals_exporter.stack import questions
 from trainvitals_exporter.stack.choices import PARTS
-from trainvitals_exporter.stack.questions import Monitoring, NoAnswer
+from trainvitals_exporter.stack.questions import Monitoring
 from trainvitals_exporter.stack.state import NATIVE, State
+from trainvitals_exporter.web import Unanswered
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def look(folder: Path, state: State) -> Status:
     parts = [_part(name, state) for name in PARTS] if state.way else []
     known = None
     if any(part.part == "prometheus" and part.state == "up" for part in parts):
-        with contextlib.suppress(NoAnswer):
+        with contextlib.suppress(Unanswered):
             known = questions.monitoring(state.addresses["prometheus"])
     return Status(folder, state.way, parts, known)
 
@@ -89,7 +90,7 @@ def _part(name: str, state: State) -> Part:
     process = state.alive(name)
     version = None
     if process or state.way != NATIVE:  # or it is somebody else who answers there
-        with contextlib.suppress(NoAnswer):
+        with contextlib.suppress(Unanswered):
             version = questions.version(name, address)
     return Part(name, "up" if version else "down", address, version, process.pid if process else None)
 

@@ -10,20 +10,16 @@ import email.utils
 import json
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any, Final, Generic, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from trainvitals_exporter import rendering
+from trainvitals_exporter import rendering, web
 from trainvitals_exporter.runner import Runner
 from trainvitals_exporter.top.samples import Parser, Samples
 
-TIMEOUT_SECONDS: Final = 5.0
-MOST_BYTES: Final = 64 << 20
+PATIENCE_SECONDS: Final = 5.0
 ALERTS_INTERVAL: Final = 5.0
 
 T = TypeVar("T")
@@ -196,24 +192,13 @@ def request_parts(url: str, user: str, password: str, default_path: str) -> tupl
 
 def get(url: str, headers: dict[str, str]) -> tuple[bytes, str]:
     """Body and Date header of an answer with status 200. Raises SourceError."""
-    # No redirects, which would carry the password elsewhere, and no proxies.
-    opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()):
-        opener.add_handler(handler)
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310  # no handler for anything but HTTP is there
     try:
-        with opener.open(request, timeout=TIMEOUT_SECONDS) as response:
-            if response.status != 200:
-                raise SourceError(_refusal(response.status))
-            return response.read(MOST_BYTES), response.headers.get("Date", "")
-    except TimeoutError:
-        raise SourceError(f"it took longer than {TIMEOUT_SECONDS:.0f} s") from None
-    except urllib.error.URLError as error:
-        reason = error.reason
-        text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        raise SourceError(text or "no connection", refused=isinstance(reason, ConnectionRefusedError)) from None
-    except (OSError, HTTPException, EOFError, ValueError) as error:
-        raise SourceError(str(error) or type(error).__name__) from None
+        answer = web.ask(url, headers=headers, patience=PATIENCE_SECONDS)
+    except web.Unanswered as error:
+        raise SourceError(str(error), refused=error.refused) from None
+    if answer.status != 200:
+        raise SourceError(_refusal(answer.status))
+    return answer.body, answer.headers.get("Date", "")
 
 
 def _refusal(status: int) -> str:

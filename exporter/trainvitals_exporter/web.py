@@ -1,4 +1,4 @@
-"""Questions over HTTP, with little patience."""
+"""Questions over HTTP to exporters, Prometheus, Alertmanager and Grafana, with little patience."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any, Final
 
 PATIENCE_SECONDS: Final = 2.0
 _MOST_BYTES: Final = 64 << 20
-_MOST_SECONDS: Final = 4.0
-# Proxies are for the world outside.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Unanswered(Exception):
-    """Nothing answers there; the message is the reason. `tls` where certificates are the matter."""
+    """Nothing answers there as it should; the message is the reason.
 
-    def __init__(self, reason: str, *, tls: bool = False) -> None:
+    `refused`: nothing listens there. `tls`: certificates are the matter.
+    """
+
+    def __init__(self, reason: str, *, refused: bool = False, tls: bool = False) -> None:
         super().__init__(reason)
+        self.refused = refused
         self.tls = tls
 
 
@@ -51,13 +53,34 @@ class Answer:
         return 200 <= self.status < 300
 
 
-def ask(url: str, **parameters: str) -> Answer:
-    """What is at `url`, whatever its status. Raises Unanswered."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
+        """Where to go on; nowhere with a password, which is for nobody else."""
+        return None if req.has_header("Authorization") else super().redirect_request(req, *answer)
+
+
+# Proxies are for the world outside.
+_opener: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Redirects)
+
+
+def ask(
+    url: str,
+    parameters: Mapping[str, str] | None = None,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    patience: float = PATIENCE_SECONDS,
+) -> Answer:
+    """What is at `url`, whatever its status; with a body, what is said to it. `patience` in seconds.
+
+    Raises Unanswered.
+    """
     query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
     try:
+        request = urllib.request.Request(url + query, body, dict(headers or {}))  # noqa: S310  # asked by who runs us
         try:
-            with _opener.open(url + query, timeout=PATIENCE_SECONDS) as response:
-                return _answer(response.status, response.headers, _read(response))
+            with _opener.open(request, timeout=patience) as response:
+                return _answer(response.status, response.headers, _read(response, 2 * patience))
         except urllib.error.HTTPError as error:
             with error:
                 return _answer(error.code, error.headers, error.read(65536))
@@ -67,7 +90,15 @@ def ask(url: str, **parameters: str) -> Answer:
             why = getattr(reason, "verify_message", "") or reason.reason or reason
             raise Unanswered(f"TLS: {why}", tls=True) from None
         text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        raise Unanswered(str(text).lower()) from None
+        raise Unanswered(str(text).lower(), refused=isinstance(reason, ConnectionRefusedError)) from None
+
+
+def content(url: str) -> bytes:
+    """What is at `url`. Raises Unanswered, also where the status does not tell of success."""
+    answer = ask(url, patience=5.0)
+    if not answer.good:
+        raise Unanswered(f"status {answer.status}")
+    return answer.body
 
 
 def field(document: Any, *path: str | int) -> Any:
@@ -86,14 +117,14 @@ def items(document: Any, *path: str | int) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _read(response: http.client.HTTPResponse, seconds: float) -> bytes:
     """The body, of bounded size, within bounded time: a server may send a byte a second."""
-    content, deadline = b"", time.monotonic() + _MOST_SECONDS
+    body, deadline = b"", time.monotonic() + seconds
     while chunk := response.read1(1 << 20):
-        content += chunk
-        if len(content) > _MOST_BYTES or time.monotonic() > deadline:
+        body += chunk
+        if len(body) > _MOST_BYTES or time.monotonic() > deadline:
             raise TimeoutError("its answer does not end")
-    return content
+    return body
 
 
 def _answer(status: int, headers: Message, body: bytes) -> Answer:
