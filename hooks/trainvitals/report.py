@@ -82,7 +82,7 @@ def write(
             started=started, seconds=seconds, host_bytes=_largest_process(),
         )  # fmt: skip
         found = advice(facts, ranks)
-        written = _write_json(_json_path(output, run), facts, found)
+        written = _write_json(_json_path(output, run, ranks), facts, found)
         if ranks.files and not output.quiet and _first_here():
             say(_text(facts, found, _details(written, ranks)))
     except Exception as error:
@@ -124,10 +124,12 @@ def _largest_process() -> int | None:
     return (peak if sys.platform == "darwin" else peak * 1024) or None
 
 
-def _json_path(output: Output, run: session.Run) -> Path:
-    if output.file is not None and _first_here():
-        return output.file
-    return run.directory / f"{run.run_id}{rundir.REPORT_SUFFIX}"
+def _json_path(output: Output, run: session.Run, ranks: Ranks) -> Path:
+    """The file that was asked for has a name of its own on each machine: their disk may be the same."""
+    if output.file is None or not _first_here():
+        return run.directory / f"{run.run_id}{rundir.REPORT_SUFFIX}"
+    lowest = min(ranks.by_rank, default=0)
+    return output.file.with_stem(f"{output.file.stem}.rank{lowest}") if lowest else output.file
 
 
 def _write_json(path: Path, facts: Facts, found: Sequence[Advice]) -> Path | None:

@@ -346,6 +346,18 @@ def test_ranks_on_other_machines_are_not_counted_as_seen(reporting: Launcher) ->
     assert "2 of 16 ranks seen here" in result.stderr
 
 
+def test_machines_with_one_disk_do_not_replace_each_others_report(reporting: Launcher) -> None:
+    file = reporting.directory / "report.json"
+    for first, iterations in ((0, 900), (2, 700)):
+        ranks = [usual(number, iterations_total=iterations) for number in (first, first + 1)]
+        reporting.run(*command(reporting, *ranks), options=["--report", str(file)])
+    written = {path.name: json.loads(path.read_text()) for path in file.parent.glob("report*")}
+    assert {name: told["progress"]["iterations"] for name, told in written.items()} == {
+        "report.json": 900,
+        "report.rank2.json": 700,
+    }
+
+
 def test_reports_are_removed_a_day_later(reporting: Launcher) -> None:
     reporting.run(*command(reporting, usual()))
     (old,) = reporting.run_dir.glob("*.report.json")
