@@ -21,7 +21,7 @@ demo: $(VENV)/.example tools  ## a healthy and a sick training run, and the aler
 	$(BIN)/python examples/demo/demo.py
 
 test: $(VENV)/.test tools newer-tools node-exporter systemd-analyze pushgateway compose-client check  ## everything that a change has to pass
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not packages"
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not packages"
 
 test-slow: $(VENV)/.test tools  ## what takes longer than a few minutes
 	$(BIN)/python -m pytest -m slow

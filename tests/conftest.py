@@ -16,6 +16,13 @@ import pytest
 from trainvitals import rundir, runfile
 
 T = TypeVar("T")
+# Begun last, these would leave the other workers with nothing to do for minutes.
+LONGEST_FILES = ("test_end_to_end.py", "test_voice_clone.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
 
 
 def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 60.0) -> T:

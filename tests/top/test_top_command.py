@@ -214,7 +214,7 @@ def test_without_the_extra(terminal: Callable[..., Terminal]) -> None:
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """Answers with `body` to whom knows the password; at /hang, with nothing; at /away, elsewhere."""
+    """Answers with `body` to whom knows the password; at /hang, never; at /away, elsewhere."""
 
     daemon_threads = True
     body = b""
@@ -225,6 +225,7 @@ class _Server(http.server.ThreadingHTTPServer):
         def do_GET(self) -> None:
             if self.path == "/hang":
                 time.sleep(60)
+                return
             known = self.headers["Authorization"] == "Basic " + base64.b64encode("ada:löve".encode()).decode()
             self.send_response(302 if self.path == "/away" else 200 if known else 401)
             if self.path == "/away":
