@@ -117,3 +117,15 @@ def test_thousands_of_processes(start_exporter: StartExporter, run_dir: Path, pr
     exporter = started(start_exporter, run_dir, proc)
     expected = {"main": 1, "dataloader_worker": 3000, "other": 3000}
     exporter.scrape_until(lambda s: of(s, "processes", state="sleeping") == expected, "all are counted")
+
+
+def test_a_process_that_is_ending_takes_nothing_and_one_that_may_not_be_read_is_left_out(
+    start_exporter: StartExporter, run_dir: Path, proc: FrozenProc, rank: int
+) -> None:
+    proc.process(rank).write(rank, "smaps_rollup", "00400000-7ffc [rollup]\nRss: 90 kB\nPss: 40 kB\n")
+    proc.process(WORKER, rank, state="R").write(WORKER, "statm", "0 0 0 0 0 0 0\n")
+    proc.process(OTHER, rank, arguments="ffmpeg\0").write(OTHER, "statm", "9000 700 300 1 0 500 0\n")
+    options = ("--run-dir", str(run_dir), "--collectors", "runs,processes,pss", "--procfs", str(proc.path))
+    scrape = start_exporter(*options).scrape()
+    assert of(scrape, "processes", state="running") == {"main": 0, "dataloader_worker": 1, "other": 0}
+    assert of(scrape, "process_proportional_bytes") == {"main": 40960, "dataloader_worker": 0}

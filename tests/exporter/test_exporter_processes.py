@@ -130,6 +130,11 @@ def test_what_is_not_permitted_is_absent(run_dir: Path) -> None:
         )  # fmt: skip
         try:
             scrape = exporter.scrape()
+            rank.kill()
+            exporter.scrape_until(
+                lambda scrape: scrape.value("trainvitals_collector_success", collector="pss") == 1,
+                "a run that has ended keeps nothing from being read",
+            )
         finally:
             exporter.stop()
             rank.kill()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from trainvitals_exporter.families import Families, Family
@@ -25,9 +24,10 @@ _MOST_OF_TIME: Final = 0.002
 
 @dataclass(frozen=True)
 class _Measurement:
-    """Bytes by group, and the time (of the monotonic clock) to measure again."""
+    """Bytes by group, whether any were refused, and the time (of the monotonic clock) to measure again."""
 
     sums: dict[Group, int]
+    refused: bool
     due: float
 
 
@@ -40,7 +40,6 @@ class Pss:
     def __init__(self, trees: ProcessTrees) -> None:
         self._trees = trees
         self._measured: dict[str, _Measurement] = {}
-        self._refused = False
 
     def collect(self) -> Iterable[Family]:
         """Measure one run that is due, and tell what is known of all that live."""
@@ -56,7 +55,7 @@ class Pss:
             living = {process.group for process in tree.processes}
             for group in sums.keys() & living:
                 out.add("trainvitals_process_proportional_bytes", sums[group], name, *group)
-        if self._refused and not list(out):
+        if any(about.refused for about in self._measured.values()) and not list(out):
             raise NothingToReport("the kernel lets only root, or the owner, read another process's smaps_rollup")
         return out
 
@@ -78,8 +77,7 @@ class Pss:
         taken = time.thread_time() - start
         pause = min(max(_SHORTEST_PAUSE, taken * runs / _MOST_OF_TIME), _LONGEST_PAUSE)
         sums = {group: size for group, size in sums.items() if group not in refused}
-        self._measured[tree.run.run_id] = _Measurement(sums, time.monotonic() + pause)
-        self._refused = bool(refused)
+        self._measured[tree.run.run_id] = _Measurement(sums, bool(refused), time.monotonic() + pause)
 
     def _proportional(self, process: Process) -> int:
         """Bytes; 0 for a process that has gone. Raises PermissionError."""
@@ -89,9 +87,17 @@ class Pss:
             if found:
                 return int(rest.split(maxsplit=1)[0]) * 1024
         except OSError as error:  # newer kernels say "no such process" where they do not permit it
-            if process.state != "zombie" and Path(folder, "stat").exists():
+            if _has_memory(folder):
                 raise PermissionError(error.errno, error.strerror) from error
         return 0
+
+
+def _has_memory(folder: str) -> bool:
+    """Whether the process of this folder of /proc is neither gone nor about to go. Everybody may read its size."""
+    try:
+        return not read_bytes(f"{folder}/statm").startswith(b"0 ")
+    except OSError:
+        return False
 
 
 def create(settings: Settings) -> Pss:
