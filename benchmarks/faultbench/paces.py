@@ -44,6 +44,7 @@ def show_gpu(index: int) -> None:
 
     class Properties:
         name = "NVIDIA GeForce RTX 3090"
+        total_memory = 24 << 30
         uuid = f"GPU-00000000-0000-0000-0000-{index:012}"
 
         def __init__(self, device: Any) -> None:

@@ -240,6 +240,26 @@ fake.report()
     assert by_label(rank, "run_gpu_info").keys() == {"MIG-31234567-89ab-cdef-0123-456789abcdef"}
 
 
+def test_a_device_that_does_not_tell_what_it_is_at_first(on_fake: OnFake) -> None:
+    result, _ = on_fake.run("""
+from trainvitals.instruments import cuda_memory
+cuda_memory._LOOK_FOR_DEVICES_SECONDS = 0.2
+asked, properties = [], torch.cuda.get_device_properties
+def at_third(index):
+    asked.append(index)
+    if len(asked) < 3: raise RuntimeError("busy")
+    return properties(index)
+torch.cuda.get_device_properties = at_third
+fake.init(); fake.use(0, 1000, 2000)
+for x, y in loader(10): step(x, y); time.sleep(0.12)
+fake.report()
+""")
+    rank = result.rank
+    assert rank.value("trainvitals_hook_errors_total", hook="cuda_memory") == 2
+    assert by_label(rank, "run_gpu_info").keys() == {"GPU-01234567-89ab-cdef-0123-456789abcdef"}
+    assert by_label(rank, "cuda_memory_allocated_bytes") == {"0": 1000}
+
+
 def test_running_out_of_memory_and_going_on(on_fake: OnFake) -> None:
     result, about = on_fake.run("""
 import trainvitals

@@ -169,8 +169,8 @@ class CudaMemory:
         self.busiest = used[0] if used else None
         for index in used:
             if index not in self._known:
+                self._on_device(writer, index)  # where it fails, it is tried again, so that the errors add up
                 self._known.add(index)
-                self._on_device(writer, index)
                 if self._values_wanted and reserved is not None:
                     self._devices.append(_Device(writer, index))
 
