@@ -320,6 +320,18 @@ def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
     assert accepted.verdict("exporter") == "ok"
 
 
+def test_an_alertmanager_of_a_network_that_only_prometheus_is_in() -> None:
+    pages = {
+        "/api/v1/status/buildinfo": json.dumps({"status": "success", "data": {"version": "3.5.0"}}),
+        "/api/v1/alertmanagers": json.dumps(
+            {"data": {"activeAlertmanagers": [{"url": "http://alertmanager.invalid:9093/api/v2/alerts"}]}}
+        ),
+    }
+    with server(pages) as url:
+        told = doctor("--prometheus", url)
+    assert told.verdict("prometheus tells", "alertmanager.invalid:9093, a name not known here") == "not checked"
+
+
 def test_what_never_answers_is_not_waited_for() -> None:
     def hang(_where: Where) -> Iterator[Finding]:
         yield ok("first", "so far")

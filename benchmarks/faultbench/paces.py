@@ -42,7 +42,7 @@ def show_gpu(index: int) -> None:
     """Let torch show the tests' fake CUDA, whose device 0 is GPU `index` of the fake driver."""
     from tests.hooks import fake_cuda
 
-    class Properties:
+    class Properties(fake_cuda.Properties):
         name = "NVIDIA GeForce RTX 3090"
         total_memory = 24 << 30
         uuid = f"GPU-00000000-0000-0000-0000-{index:012}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import http.client
 import json
+import socket
 import ssl
 import time
 import urllib.error
@@ -22,12 +23,13 @@ _MOST_BYTES: Final = 64 << 20
 class Unanswered(Exception):
     """Nothing answers there as it should; the message is the reason.
 
-    `refused`: nothing listens there. `tls`: certificates are the matter.
+    `refused`: nothing listens there. `unknown`: its name is not known here. `tls`: certificates are the matter.
     """
 
-    def __init__(self, reason: str, *, refused: bool = False, tls: bool = False) -> None:
+    def __init__(self, reason: str, *, refused: bool = False, unknown: bool = False, tls: bool = False) -> None:
         super().__init__(reason)
         self.refused = refused
+        self.unknown = unknown
         self.tls = tls
 
 
@@ -90,7 +92,8 @@ def ask(
             why = getattr(reason, "verify_message", "") or reason.reason or reason
             raise Unanswered(f"TLS: {why}", tls=True) from None
         text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        raise Unanswered(str(text).lower(), refused=isinstance(reason, ConnectionRefusedError)) from None
+        refused, unknown = isinstance(reason, ConnectionRefusedError), isinstance(reason, socket.gaierror)
+        raise Unanswered(str(text).lower(), refused=refused, unknown=unknown) from None
 
 
 def content(url: str) -> bytes:

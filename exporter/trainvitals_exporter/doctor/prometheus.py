@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import trainvitals_exporter
 from trainvitals_exporter.doctor import clocks
@@ -162,14 +160,12 @@ def _alertmanagers(url: str) -> Iterator[Finding]:
     for each in active:
         address = str(field(each, "url")).removesuffix("/api/v2/alerts")
         try:
-            socket.getaddrinfo(urlsplit(address).hostname, None)
-        except OSError:  # a name of Prometheus's own network, such as compose's
-            yield not_checked("prometheus tells", f"Prometheus sends alerts to {address}, a name not known here")
-            continue
-        try:
             good = ask(f"{address}/-/healthy").good
             reason = "an error"
         except Unanswered as error:
+            if error.unknown:  # a name of Prometheus's own network, such as compose's
+                yield not_checked("prometheus tells", f"Prometheus sends alerts to {address}, a name not known here")
+                continue
             good, reason = False, str(error)
         if good:
             yield ok("prometheus tells", f"Alertmanager at {address}")

@@ -152,9 +152,8 @@ def _ports(process: psutil.Process) -> set[int]:
 
 def _rootfs(arguments: list[str], variables: dict[str, str]) -> Path:
     """Where the exporter has the host's root folder."""
-    chosen = [after for flag, after in pairwise(arguments) if flag == "--rootfs"]
-    chosen += [argument.partition("=")[2] for argument in arguments if argument.startswith("--rootfs=")]
-    path = Path((chosen or [variables.get(f"{VARIABLE_PREFIX}ROOTFS", "")])[-1] or "/")
+    chosen = _given(arguments, "--rootfs") or [variables.get(f"{VARIABLE_PREFIX}ROOTFS", "")]
+    path = Path(chosen[-1] or "/")
     return path if path.is_absolute() else Path("/")
 
 
@@ -169,14 +168,19 @@ def _same_folder(seen: Path, folder: Path) -> bool:
 
 def _looks_at(arguments: list[str], variables: dict[str, str]) -> set[Path]:
     """The folders that an exporter with these arguments and variables reads."""
-    chosen = [after for flag, after in pairwise(arguments) if flag == "--run-dir"]
-    chosen += [argument.partition("=")[2] for argument in arguments if argument.startswith("--run-dir=")]
+    chosen = _given(arguments, "--run-dir")
     chosen = chosen or [name for name in variables.get(f"{VARIABLE_PREFIX}RUN_DIR", "").split(os.pathsep) if name]
     if chosen:
         return {Path(name) for name in chosen}
     own = variables.get(rundir.ENVIRONMENT)
     everyone = {path for path in rundir.everyone() if str(path) != os.environ.get(rundir.ENVIRONMENT)}
     return everyone | ({Path(own)} if own else set())
+
+
+def _given(arguments: list[str], option: str) -> list[str]:
+    """What a command line gives for an option, in either spelling."""
+    values = [after for flag, after in pairwise(arguments) if flag == option]
+    return values + [each.partition("=")[2] for each in arguments if each.startswith(f"{option}=")]
 
 
 def _user(number: int) -> str:

@@ -16,6 +16,8 @@ from trainvitals_exporter.stack.errors import WrongUse
 
 PARTS: Final = ("exporter", "prometheus", "alertmanager", "grafana")
 _PORTS: Final = {"exporter": 10288, "prometheus": 9090, "alertmanager": 9093, "grafana": 3000}
+# Where the channels name their secrets, as they lie in a container.
+SECRETS_IN_CONTAINER: Final = "/run/secrets/"
 
 
 def port_variable(part: str) -> str:
@@ -39,7 +41,7 @@ class Choices:
         """The files that the chosen channel needs, and that are not there, or empty."""
         lines = (self.alertmanager_folder / self.alertmanager_file).read_text().splitlines()
         text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
-        files = [self.secrets / name for name in sorted(set(re.findall(r"/run/secrets/([\w.-]+)", text)))]
+        files = [self.secrets / name for name in sorted(set(re.findall(rf"{SECRETS_IN_CONTAINER}([\w.-]+)", text)))]
         return [file for file in files if not _has_content(file)]
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from trainvitals_exporter.messages import printable
@@ -14,6 +15,8 @@ from trainvitals_exporter.stack.errors import StackError, WrongUse
 from trainvitals_exporter.stack.packaged import NotPackaged
 from trainvitals_exporter.stack.send_test import send_test_alert
 from trainvitals_exporter.stack.state import DOCKER, NATIVE, State
+
+_DEFAULT_ALERTMANAGER: Final = "http://127.0.0.1:9093"
 
 
 def command(argv: list[str]) -> int:
@@ -32,7 +35,8 @@ def command(argv: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if options.command == "test-alert":
-        return send_test_alert(options.alertmanager, options.secrets, options.timeout)
+        alertmanager = options.alertmanager or State.address("alertmanager", _DEFAULT_ALERTMANAGER)
+        return send_test_alert(alertmanager, options.secrets, options.timeout)
     try:
         folder = options.dir.expanduser().absolute()
     except RuntimeError:
@@ -98,8 +102,8 @@ def _add_test_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "since they answer 200 to what they refuse. Exit code 0: taken; 1: refused, or not known.",
     )
     test.add_argument(
-        "--alertmanager", metavar="URL", type=_url, default=State.address("alertmanager", "http://127.0.0.1:9093"),
-        help="where Alertmanager answers (default: that of your stack, %(default)s)",
+        "--alertmanager", metavar="URL", type=_url,
+        help=f"where Alertmanager answers (default: that of your stack, else {_DEFAULT_ALERTMANAGER})",
     )  # fmt: skip
     test.add_argument(
         "--secrets", metavar="DIR", type=Path, default=Path("secrets"),

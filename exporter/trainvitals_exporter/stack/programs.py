@@ -14,7 +14,7 @@ from typing import Final
 import yaml
 from trainvitals import __version__, rundir
 
-from trainvitals_exporter.stack.choices import Choices
+from trainvitals_exporter.stack.choices import SECRETS_IN_CONTAINER, Choices
 from trainvitals_exporter.stack.errors import StackError
 from trainvitals_exporter.stack.folder import replace
 
@@ -25,7 +25,6 @@ _NAMES: Final = {
     "grafana": ("grafana", "grafana-server"),
 }
 _IN_CONTAINER: Final = "/var/lib/grafana/dashboards"
-_SECRETS_IN_CONTAINER: Final = "/run/secrets/"
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _configure_alertmanager(target: Path, choices: Choices) -> None:
         if other.suffix == ".yml" and other != file:
             other.unlink()
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text.replace(_SECRETS_IN_CONTAINER, f"{choices.secrets}/"))
+    file.write_text(text.replace(SECRETS_IN_CONTAINER, f"{choices.secrets}/"))
 
 
 def _configure_grafana(source: Path, target: Path, choices: Choices) -> None:
