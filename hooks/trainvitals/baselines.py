@@ -33,6 +33,11 @@ class Baseline:
             self._due = _RECOMPUTE_EVERY
             self.median = _middle(self._values)
 
+    @property
+    def missing(self) -> int:
+        """How many finite values are still needed for the first median."""
+        return self._due if self.median is None else 0
+
     def spread(self, median: float) -> float:
         """By which factor values are typically off the median: what a standard deviation of their logarithms says,
         estimated from their median absolute deviation.

@@ -27,7 +27,8 @@ _LASTS_AFTER: Final = 10
 _LOSS_SPIKE_FACTOR: Final = 1000.0
 # Losses around zero would otherwise turn their noise into spikes.
 _LOSS_FLOOR: Final = 1e-3
-# What a value leaves to be done is done for so many together: cold caches make single work dear.
+# What a value leaves to be done is done for so many together, since cold caches make single work dear; at first for as
+# many as a baseline needs to begin.
 _SETTLE_AT: Final = 50
 _ANY: Final = sys.float_info.max
 _MAX_OPTIMIZERS: Final = 32
@@ -84,9 +85,11 @@ class OptimizerVitals:
         self._on_anomaly = on_anomaly
         self._steps_due = 0
         self._losses: list[float] = []
+        self._most_losses = _SETTLE_AT
         self._loss_baseline = Baseline()
         self._loss_limit = _ANY
         self._norms: list[float] = []
+        self._most_norms = _SETTLE_AT
         self._norm_baseline = Baseline()
         self._norm_limits = (-_ANY, _ANY)
         self._usual_norm: float | None = None
@@ -143,7 +146,7 @@ class OptimizerVitals:
         if not self.is_usual_loss(value):
             kind = "spike" if math.isfinite(value) else "nonfinite"
             self._anomaly("loss", kind, value, self._loss_baseline.median, moment)
-        if len(self._losses) >= _SETTLE_AT:
+        if len(self._losses) >= self._most_losses:
             self.settle(moment.now)
 
     def gradient_norm(self, value: float, moment: Moment, evidence: Callable[[], Any]) -> None:
@@ -158,7 +161,7 @@ class OptimizerVitals:
             if self._norm_state:
                 usual = self._norm_baseline.median
                 self._anomaly("gradient", self._norm_state, value, usual, moment, evidence)
-        if len(self._norms) >= _SETTLE_AT:
+        if len(self._norms) >= self._most_norms:
             self.settle(moment.now)
 
     def settle(self, now: float) -> None:
@@ -171,12 +174,14 @@ class OptimizerVitals:
             if self._loss_baseline.median is not None:
                 self._loss_limit = _LOSS_SPIKE_FACTOR * max(self._loss_baseline.median, _LOSS_FLOOR)
             self._losses.clear()
+            self._most_losses = self._loss_baseline.missing or _SETTLE_AT
         if self._norms:
             self._values[self._measured] += len(self._norms)
             self._put("trainvitals_gradient_norm", self._norms[-1])
             self._put("trainvitals_gradient_norm_max", self._norm_max.add(now, _largest(self._norms)))
             self._norm_baseline.add(self._norms)
             self._norms.clear()
+            self._most_norms = self._norm_baseline.missing or _SETTLE_AT
             self._limit_norms()
 
     def _limit_norms(self) -> None:

@@ -271,6 +271,23 @@ print("{}")
     assert rank.value("trainvitals_gradient_norm_baseline", optimizer="0") == pytest.approx(math.sqrt(3))
 
 
+@pytest.mark.parametrize("paused", [None, 30])
+def test_fifty_steps_teach_and_no_more(process: Warm, paused: int | None) -> None:
+    """However long they take: what is put off for some time is not put off until later than that."""
+    rank, _ = train(
+        process,
+        f"""
+p = nn.Parameter(torch.ones(3)); o = torch.optim.SGD([p], lr=0.0)
+for i in range(51):
+    if i == {paused}: time.sleep(0.12)
+    o.zero_grad(); (p.sum() * (5000.0 if i in (49, 50) else 1.0)).backward(); o.step()
+print("{{}}")
+""",
+    )
+    assert rank.value("trainvitals_gradient_anomalies_total", optimizer="0", kind="explosion") == 1
+    assert rank.value("trainvitals_loss_anomalies_total", optimizer="0", kind="spike") == 1
+
+
 def test_a_lasting_nan_is_shown_as_nan(process: Warm) -> None:
     rank, _ = train(
         process,
