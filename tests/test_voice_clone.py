@@ -30,6 +30,7 @@ TRAIN = Path(__file__).resolve().parent.parent / "examples" / "voice_clone" / "t
 # be given freed memory. A DataLoader does not wait for its queues' threads; one that is cut off as a rank ends may have
 # unlinked its semaphore and not yet told Python's resource tracker, which then warns of a leak that is none.
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore:resource_tracker"}
+TRACKER = "multiprocessing.resource_tracker"
 SMALL = "--device cpu --threads 1 --log-every 1 --batch-size 2 --workers 0"
 
 # The trainings by name; the first word is the stage. They may overrule SMALL, which comes before them.
@@ -130,7 +131,7 @@ def run(name: str, output: Path) -> Training:
 def look_at(training: Training) -> None:
     try:
         rank = rank_of(training)
-        loaders = [child for child in rank.children() if "resource_tracker" not in " ".join(child.cmdline())]
+        loaders = [child for child in rank.children() if TRACKER not in " ".join(child.cmdline())]
         spent = rank.cpu_times()
         training.cpu.append((time.time(), spent.user + spent.system))
         training.peak_rss = max(training.peak_rss, rank.memory_info().rss)
